@@ -1,0 +1,1 @@
+"""Values only: schemes, policies, results. No files, no clocks, no heavy libraries."""

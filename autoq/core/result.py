@@ -1,0 +1,142 @@
+"""What came of a trial. A missing measurement is ``None`` and never a number."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from autoq.core.policy import Policy
+
+FailureReason = Literal["build", "load", "metric", "measure", "worker_lost", "timeout"]
+FAILURE_REASONS: tuple[FailureReason, ...] = ("build", "load", "metric", "measure", "worker_lost", "timeout")
+"""build: the candidate could not be lowered. load: the runtime rejected it. metric: it raised or was not finite.
+measure: latency or memory could not be taken. worker_lost: its worker died, also on retry. timeout: it ran too long."""
+
+# Failures of the machine, not of the candidate: tried again on ``--resume``, never remembered as the candidate's.
+PASSING_FAILURES = frozenset({"worker_lost", "timeout"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """Measured alone on the target, in warm blocks in turn with the float32 baseline.
+
+    ``ratio_to_float32`` is the median over blocks of candidate time / baseline time (0.5 = twice as fast), with
+    its 95 % bootstrap interval ``ratio_ci95``. ``blocks_ms`` keeps the raw samples: one mean time per inference in
+    milliseconds for each block, and ``baseline_blocks_ms`` the baseline's of the same block.
+    """
+
+    median_ms: float
+    ratio_to_float32: float
+    ratio_ci95: tuple[float, float]
+    batch: int
+    threads: int
+    blocks_ms: tuple[float, ...] = ()
+    baseline_blocks_ms: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        for value in (self.median_ms, self.ratio_to_float32, *self.ratio_ci95):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"a latency must be positive and finite, not {value}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a trial has no result."""
+
+    reason: FailureReason
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One candidate and what was measured of it.
+
+    ``origin`` says who proposed it (``"seed:w8a8@minmax"``, ``"sampler:nsga2"``, …). ``metric`` is the value on the
+    search split, in the metric's own direction. ``latency_modelled`` is the profile's estimate of
+    ``ratio_to_float32``: it guides proposals and is never shown as a measurement. ``seconds`` has the wall time of
+    each step: ``build``, ``load``, ``metric``, ``measure``, ….
+    """
+
+    number: int
+    policy: Policy
+    origin: str
+    metric: float | None = None
+    latency: Latency | None = None
+    latency_modelled: float | None = None
+    size_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    weight_bits_mean: float | None = None
+    sha256: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    failure: Failure | None = None
+
+    def __post_init__(self) -> None:
+        if self.metric is not None and not math.isfinite(self.metric):
+            raise ValueError(f"trial {self.number}: the metric is {self.metric}; it must be finite or missing")
+
+    @property
+    def id(self) -> str:
+        """The policy's id."""
+        return self.policy.id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricPair:
+    """The metric on the search split and on the final split, which no choice has seen.
+
+    ``final_ci95`` is the bootstrap interval over rows (groups of rows where the job says so);
+    ``drop_ci95`` that of float32's metric minus this one's on the same rows, as a loss (positive is worse).
+    """
+
+    search: float
+    final: float | None = None
+    final_ci95: tuple[float, float] | None = None
+    drop_ci95: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontPoint:
+    """One model on the front, as ``front.json`` shows it. ``model_path`` is relative to the run folder."""
+
+    id: str
+    policy: Policy
+    metric: MetricPair
+    latency: Latency | None
+    size_bytes: int
+    peak_memory_bytes: int | None
+    weight_bits_mean: float
+    model_path: str
+    sha256: str
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DroppedPoint:
+    """A point of the search front that the final check took off, and why, in a sentence."""
+
+    point: FrontPoint
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Front:
+    """A search's outcome. ``final`` is false for the running front, which has no final check yet.
+
+    ``objectives`` are the job's (``"metric"``, ``"latency"``, ``"size"``, ``"peak_memory"``);
+    ``metric_direction`` is ``"maximize"`` or ``"minimize"``; ``stop_reason`` says why the search ended.
+    """
+
+    name: str
+    objectives: tuple[str, ...]
+    metric_name: str
+    metric_direction: Literal["maximize", "minimize"]
+    baseline: FrontPoint
+    points: tuple[FrontPoint, ...]
+    dropped: tuple[DroppedPoint, ...] = ()
+    trials_complete: int = 0
+    trials_failed: int = 0
+    wall_s: float = 0.0
+    final: bool = False
+    stop_reason: str = ""
+    notes: tuple[str, ...] = ()
