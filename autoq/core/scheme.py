@@ -51,7 +51,10 @@ class Calibration:
             raise JobError(f"percentile {self.percentile:g} is not between 50 and 100")
 
     def __str__(self) -> str:
-        return self.method if self.percentile is None else f"percentile{self.percentile:g}"
+        if self.percentile is None:
+            return self.method
+        # repr, not :g: 99.99999 must not become 100, nor two percentiles one name.
+        return f"percentile{float(self.percentile)!r}".removesuffix(".0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""From a trained model to candidates: load, prepare, read layers, calibrate, bank, lower."""

@@ -1,0 +1,131 @@
+"""One pass over the calibration data collects whatever any scheme could need; the rest is pure functions of it.
+
+Consumers declare: the tensors whose ranges are wanted, and the layers whose second moments are (GPTQ). Memory is
+bounded: a histogram of fixed size for each tensor, one matrix for each layer, one batch of activations at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper
+from onnxruntime import InferenceSession
+
+from autoq.core.layer import Layer
+from autoq.core.scheme import ActivationSpec
+from autoq.errors import DataError
+from autoq.model.graph import Graph
+from autoq.model.lower import Affine
+from autoq.model.moments import SecondMoment
+from autoq.numerics.affine import activation_affine
+from autoq.numerics.histogram import TensorStatistics
+from autoq.numerics.ranges import clip_range
+from autoq.runtime.ort import open_session
+
+Batch = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What one pass gave: ``statistics`` by tensor, ``moments`` by layer (float64 ``[groups, K, K]``).
+
+    ``rows`` is the number of data rows seen.
+    """
+
+    statistics: dict[str, TensorStatistics]
+    moments: dict[str, np.ndarray]
+    rows: int
+
+
+def calibrate(
+    graph: Graph,
+    batches: Iterable[Batch],
+    *,
+    tensors: Sequence[str],
+    moment_layers: Sequence[Layer] = (),
+    moment_rows: int = 256,
+    threads: int = 1,
+    on_batch: Callable[[int], None] = lambda rows: None,
+) -> Calibration:
+    """Runs the float model over ``batches`` and collects the statistics of ``tensors`` and ``moment_layers``.
+
+    Second moments use the first ``moment_rows`` rows only: they cost more than ranges and settle sooner.
+    ``on_batch`` is told the rows done so far. Raises :class:`DataError` when an activation is NaN or infinite.
+    """
+    from_inputs = set(graph.inputs)
+    layer_inputs = {layer.input for layer in moment_layers}
+    wanted = [name for name in dict.fromkeys([*tensors, *layer_inputs]) if name not in from_inputs]
+    session = open_session(with_outputs(graph, wanted), threads=threads)
+    statistics = {name: TensorStatistics.empty() for name in tensors}
+    moments = {layer.name: SecondMoment.of_layer(layer, graph) for layer in moment_layers}
+    rows = 0
+    for index, batch in enumerate(batches):
+        values = {**batch, **_run(session, wanted, batch)}
+        for name in tensors:
+            statistics[name] = _updated(statistics[name], name, values[name], index)
+        if rows < moment_rows:
+            for layer in moment_layers:
+                moments[layer.name].update(values[layer.input])
+        rows += len(next(iter(batch.values())))
+        on_batch(rows)
+    if rows == 0:
+        raise DataError("data.calibration holds no rows")
+    return Calibration(
+        statistics=statistics, moments={name: moment.matrix() for name, moment in moments.items()}, rows=rows
+    )
+
+
+def affine_table(
+    statistics: Mapping[str, TensorStatistics], specs: Iterable[ActivationSpec]
+) -> dict[tuple[str, ActivationSpec], Affine]:
+    """Scale and zero point of every tensor under every activation scheme: pure functions of the statistics."""
+    table: dict[tuple[str, ActivationSpec], Affine] = {}
+    for tensor, values in statistics.items():
+        for spec in specs:
+            low, high = clip_range(values, spec.calibration, signed=spec.signed)
+            table[tensor, spec] = activation_affine(low, high, signed=spec.signed)
+    return table
+
+
+def output_shapes(graph: Graph, layers: Sequence[Layer], batch: Batch) -> dict[str, tuple[int, ...]]:
+    """The shape that each layer's output has for one row of ``batch``, from a real run."""
+    wanted = [layer.output for layer in layers]
+    values = _run(open_session(with_outputs(graph, wanted), threads=1), wanted, batch)
+    rows = len(next(iter(batch.values())))
+    return {
+        name: (1, *value.shape[1:]) if value.ndim and value.shape[0] == rows else value.shape
+        for name, value in values.items()
+    }
+
+
+def with_outputs(graph: Graph, tensors: Sequence[str]) -> bytes:
+    """The float model with ``tensors`` as its only outputs, whatever their shapes."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    known = {value.name: value for value in (*model.graph.value_info, *model.graph.output)}
+    del model.graph.output[:]
+    float_type = helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, shape=None)
+    for name in tensors:
+        value = known.get(name) or onnx.ValueInfoProto(name=name, type=float_type)
+        model.graph.output.append(value)
+    return model.SerializeToString()
+
+
+def _run(session: InferenceSession, names: Sequence[str], batch: Batch) -> dict[str, np.ndarray]:
+    if not names:
+        return {}
+    feeds = {value.name: np.asarray(batch[value.name]) for value in session.get_inputs()}
+    return dict(zip(names, session.run(list(names), feeds), strict=True))
+
+
+def _updated(statistics: TensorStatistics, name: str, values: np.ndarray, batch: int) -> TensorStatistics:
+    try:
+        return statistics.update(values, batch=batch)
+    except ValueError:
+        raise DataError(
+            f"calibration batch {batch}: the float model computes NaN or infinity in tensor {name!r}; "
+            "look for broken rows in data.calibration, or for a broken model"
+        ) from None

@@ -1,0 +1,79 @@
+"""A prepared model with its edges indexed: who makes a tensor, who reads it, what is constant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from autoq.errors import ModelError
+
+
+@dataclass(slots=True)
+class Graph:
+    """Read-only view of a prepared model. ``consumers[t]`` lists ``(node, input index)`` in graph order."""
+
+    model: onnx.ModelProto
+    nodes: dict[str, onnx.NodeProto] = field(init=False)
+    producer: dict[str, onnx.NodeProto] = field(init=False)
+    consumers: dict[str, list[tuple[onnx.NodeProto, int]]] = field(init=False)
+    initializers: dict[str, onnx.TensorProto] = field(init=False)
+    inputs: tuple[str, ...] = field(init=False)
+    outputs: frozenset[str] = field(init=False)
+    captured: frozenset[str] = field(init=False)
+    _arrays: dict[str, np.ndarray] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        graph = self.model.graph
+        self.nodes = {node.name: node for node in graph.node}
+        if len(self.nodes) != len(graph.node):
+            raise ModelError("two nodes of the prepared model share a name")
+        self.producer = {name: node for node in graph.node for name in node.output if name}
+        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self.inputs = tuple(value.name for value in graph.input if value.name not in self.initializers)
+        self.outputs = frozenset(value.name for value in graph.output)
+        self.consumers = {}
+        for node in graph.node:
+            for index, name in enumerate(node.input):
+                if name:
+                    self.consumers.setdefault(name, []).append((node, index))
+        # Tensors that If, Loop or Scan bodies read from outside must keep their names and meaning.
+        self.captured = frozenset(_captured_names(graph))
+
+    def constant(self, name: str) -> np.ndarray | None:
+        """The value of the initializer ``name``, or ``None`` where the tensor is not constant."""
+        if name not in self.initializers:
+            return None
+        if name not in self._arrays:
+            self._arrays[name] = numpy_helper.to_array(self.initializers[name])
+        return self._arrays[name]
+
+    def sole_consumer(self, name: str) -> onnx.NodeProto | None:
+        """The only node that reads ``name``, or ``None`` where several do or it leaves the graph."""
+        readers = self.consumers.get(name, [])
+        if len(readers) != 1 or name in self.outputs or name in self.captured:
+            return None
+        return readers[0][0]
+
+
+def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object:
+    """The value of a node's attribute; strings come back as ``str``."""
+    for entry in node.attribute:
+        if entry.name == name:
+            value = onnx.helper.get_attribute_value(entry)
+            return value.decode() if isinstance(value, bytes) else value
+    return default
+
+
+def _captured_names(graph: onnx.GraphProto) -> set[str]:
+    names: set[str] = set()
+    for node in graph.node:
+        for entry in node.attribute:
+            bodies = [entry.g] if entry.HasField("g") else list(entry.graphs)
+            for body in bodies:
+                names |= {name for inner in body.node for name in inner.input if name}
+                names |= {value.name for value in body.output}
+                names |= _captured_names(body)
+    return names

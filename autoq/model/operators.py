@@ -1,0 +1,108 @@
+"""What the placement of Q/DQ pairs knows about operators. Everything not named here stays float.
+
+Two tables, each one line an operator:
+
+* *carry* operators move values without changing them: their output has their input's scale, and they run on the
+  integers themselves.
+* *integer* operators compute on 8-bit inputs when all of their inputs and their output are quantized; the runtime fuses
+  ``DequantizeLinear -> op -> QuantizeLinear`` into one integer kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+
+from autoq.model.graph import Graph, attribute
+
+Condition = Callable[[Graph, onnx.NodeProto], bool]
+
+
+def _always(graph: Graph, node: onnx.NodeProto) -> bool:
+    return True
+
+
+def _pad_keeps_zero(graph: Graph, node: onnx.NodeProto) -> bool:
+    # Zero is exactly representable in every affine scheme here; another constant might lie outside the range.
+    if attribute(node, "mode", "constant") != "constant":
+        return True
+    if len(node.input) < 3 or not node.input[2]:
+        return True
+    value = graph.constant(node.input[2])
+    return value is not None and not np.any(value)
+
+
+def _max_pool_without_indices(graph: Graph, node: onnx.NodeProto) -> bool:
+    return len(node.output) == 1
+
+
+def _resize_copies(graph: Graph, node: onnx.NodeProto) -> bool:
+    return attribute(node, "mode", "nearest") == "nearest"
+
+
+CARRY: dict[str, Condition] = {
+    "Expand": _always,
+    "Flatten": _always,
+    "Gather": lambda graph, node: node.input[0] not in graph.initializers,
+    "MaxPool": _max_pool_without_indices,
+    "Pad": _pad_keeps_zero,
+    "Reshape": _always,
+    "Resize": _resize_copies,
+    "Slice": _always,
+    "Split": _always,
+    "Squeeze": _always,
+    "Tile": _always,
+    "Transpose": _always,
+    "Unsqueeze": _always,
+}
+"""Operators whose first input is carried to every output."""
+
+
+def _no_constant_input(graph: Graph, node: onnx.NodeProto) -> bool:
+    return not any(name in graph.initializers for name in node.input if name)
+
+
+def _concat_of_activations(graph: Graph, node: onnx.NodeProto) -> bool:
+    return _no_constant_input(graph, node) and len(node.input) >= 2
+
+
+INTEGER: dict[str, Condition] = {
+    "Add": _no_constant_input,
+    "AveragePool": _always,
+    "Concat": _concat_of_activations,
+    "GlobalAveragePool": _always,
+    "Mul": _no_constant_input,
+}
+"""Operators with an integer kernel that has a scale of its own for the output."""
+
+
+def is_carry(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Whether ``node`` moves values without changing them."""
+    condition = CARRY.get(node.op_type)
+    return node.domain in ("", "ai.onnx") and condition is not None and condition(graph, node)
+
+
+def is_integer(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Whether ``node`` has an integer kernel once its inputs and output are quantized."""
+    condition = INTEGER.get(node.op_type)
+    return node.domain in ("", "ai.onnx") and condition is not None and condition(graph, node)
+
+
+def fused_activation(graph: Graph, tensor: str) -> onnx.NodeProto | None:
+    """The Relu or Clip that the runtime folds into the quantization of ``tensor``'s only use, if there is one.
+
+    A Clip counts when its lower bound is zero or more: saturation of the unsigned range then does its work.
+    """
+    reader = graph.sole_consumer(tensor)
+    if reader is None or reader.domain not in ("", "ai.onnx") or reader.input[0] != tensor:
+        return None
+    if reader.op_type == "Relu":
+        return reader
+    if reader.op_type == "Clip" and len(reader.input) > 1 and reader.input[1]:
+        low = graph.constant(reader.input[1])
+        bounds_known = all(name in graph.initializers for name in reader.input[1:] if name)
+        if low is not None and bounds_known and low.size == 1 and float(low.reshape(())) == 0.0:
+            return reader
+    return None

@@ -1,0 +1,1 @@
+"""Pure mathematics: arrays in, arrays out. No files, no clocks, no logging; randomness only from a given seed."""

@@ -1,0 +1,89 @@
+"""Fronts of non-dominated points. Every objective is a loss: smaller is better."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Losses = npt.NDArray[np.float64]
+
+
+def non_dominated(losses: npt.ArrayLike, *, keep_duplicates: bool = False) -> npt.NDArray[np.bool_]:
+    """Which rows of ``losses`` ``[n, d]`` no other row dominates: bool ``[n]``.
+
+    A row dominates another when it is nowhere larger and somewhere smaller. Of identical rows only the first stays,
+    or all with ``keep_duplicates``. Raises ``ValueError`` on NaN.
+    """
+    points = _checked(losses)
+    unique, first, inverse = np.unique(points, axis=0, return_index=True, return_inverse=True)
+    # Rows now come in lexicographic order: a row can only be dominated by an earlier one, hence by one of the front.
+    front = np.zeros(len(unique), dtype=bool)
+    kept = np.empty_like(unique)
+    size = 0
+    for index, point in enumerate(unique):
+        if not (kept[:size] <= point).all(axis=1).any():
+            kept[size] = point
+            size += 1
+            front[index] = True
+    if keep_duplicates:
+        return np.asarray(front[inverse.reshape(-1)])
+    mask = np.zeros(len(points), dtype=bool)
+    mask[first[front]] = True  # np.unique gives the first occurrence
+    return mask
+
+
+def hypervolume(losses: npt.ArrayLike, reference: npt.ArrayLike) -> float:
+    """Volume dominated by ``losses`` ``[n, d]`` and bounded by ``reference`` ``[d]``; exact.
+
+    Points that are not below the reference in every objective add nothing. Hypervolume by slicing objectives (While
+    et al. 2006), with a sweep in two dimensions; meant for d up to 4 and some hundreds of points.
+    Raises ``ValueError`` on NaN, on minus infinity or on a reference that does not fit.
+    """
+    points, bound = _checked(losses), np.asarray(reference, np.float64)
+    if bound.shape != (points.shape[1],) or not np.isfinite(bound).all():
+        raise ValueError(f"the reference must be {points.shape[1]} finite numbers, not {reference!r}")
+    if np.isneginf(points).any():
+        raise ValueError("a loss of minus infinity dominates an infinite volume")
+    return _volume(points[(points < bound).all(axis=1)], bound)
+
+
+def _volume(points: Losses, bound: Losses) -> float:
+    if len(points) == 0:
+        return 0.0
+    if points.shape[1] == 1:
+        return float(bound[0] - points.min())
+    points = points[non_dominated(points)]
+    points = points[np.argsort(points[:, -1], kind="stable")]
+    depths = np.diff(points[:, -1], append=bound[-1])
+    if points.shape[1] == 2:
+        # Sorted by the second objective, a front's first objective falls: each slab spans to the least so far.
+        return float(((bound[0] - np.minimum.accumulate(points[:, 0])) * depths).sum())
+    slices = (_volume(points[: i + 1, :-1], bound[:-1]) * depth for i, depth in enumerate(depths) if depth > 0)
+    return float(sum(slices))
+
+
+def knee(losses: npt.ArrayLike) -> int:
+    """Row of the front ``losses`` ``[n, d]`` nearest to the ideal point.
+
+    Each objective is scaled to [0, 1] over the rows given; the ideal point has every objective at its smallest; the
+    distance is Euclidean. Objectives in which all rows agree are ignored; of equally near rows the first is taken.
+    Give it a front: dominated rows would stretch the scale. Raises ``ValueError`` on no rows or a number not finite.
+    """
+    points = _checked(losses)
+    if len(points) == 0:
+        raise ValueError("an empty front has no knee")
+    if not np.isfinite(points).all():
+        raise ValueError("the losses of a front must be finite")
+    spans = np.ptp(points, axis=0)
+    used = spans > 0
+    scaled = (points[:, used] - points[:, used].min(axis=0)) / spans[used]
+    return int((scaled**2).sum(axis=1).argmin())
+
+
+def _checked(losses: npt.ArrayLike) -> Losses:
+    points = np.asarray(losses, np.float64) + 0.0  # turns -0 into 0: they are one value
+    if points.ndim != 2 or points.shape[1] == 0:
+        raise ValueError(f"losses must be [points, objectives], not an array of shape {points.shape}")
+    if np.isnan(points).any():
+        raise ValueError(f"the losses of row {int(np.isnan(points).any(axis=1).argmax())} hold a NaN")
+    return points

@@ -1,0 +1,178 @@
+"""Quantized weights: symmetric integers with one scale per output channel or per tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from autoq.core.scheme import Rounding
+from autoq.numerics.affine import MIN_SCALE, dequantize
+from autoq.numerics.gptq import gptq, loss
+from autoq.numerics.packing import pack_int2, pack_int4, unpack_int2, unpack_int4
+from autoq.numerics.scales import WEIGHT_LEVELS, best_scales, nearest
+
+__all__ = [
+    "WEIGHT_LEVELS",
+    "QuantizedWeight",
+    "pack_int2",
+    "pack_int4",
+    "quantize_weight",
+    "unpack_int2",
+    "unpack_int4",
+]
+
+# Scales that GPTQ tries, relative to the best one for rounding to nearest. With errors made up for elsewhere,
+# clipping a large weight and rounding a small one trade differently.
+_GPTQ_CANDIDATES = {
+    8: (1.0,),
+    4: (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15),
+    2: (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class QuantizedWeight:
+    """``values * scale`` stands for the weight.
+
+    ``values`` is int8 in the weight's own shape, within ``WEIGHT_LEVELS[bits]``; ``scale`` is float32
+    ``[values.shape[axis]]``, or ``[1]`` where ``axis`` is ``None``: one scale for the tensor. The zero point is 0.
+    """
+
+    values: npt.NDArray[np.int8]
+    scale: npt.NDArray[np.float32]
+    axis: int | None
+    bits: int
+
+    def dequantize(self) -> npt.NDArray[np.float32]:
+        """The weight as the runtime will see it, float32."""
+        scale = self.scale[0] if self.axis is None else self.scale
+        return dequantize(self.values, scale, 0 if self.axis is None else np.zeros(len(scale), np.int8), self.axis)
+
+
+def quantize_weight(
+    weight: npt.NDArray[np.float32],
+    *,
+    bits: int,
+    axis: int | None,
+    rounding: Rounding = "nearest",
+    hessian: npt.NDArray[np.floating[Any]] | None = None,
+    groups: int = 1,
+    output_axis: int | None = None,
+) -> QuantizedWeight:
+    """``weight`` as ``bits``-bit integers (8, 4 or 2).
+
+    ``axis`` is the axis of the scales, the layer's output channels: 0 for a Conv ``[O, I/groups, k...]``, 1 for a
+    MatMul ``[K, N]`` or a ConvTranspose ``[I, O/groups, k...]``; ``None`` for one scale. All other axes, flattened, are
+    the K inputs of a channel. ``output_axis`` names the channels where ``axis`` is ``None`` (default 0); it matters
+    only with a ``hessian``.
+
+    ``hessian`` is the sum (or mean) of x x^T over the layer's inputs, ``[K, K]``, or ``[groups, K, K]`` with the output
+    channels split evenly over the groups; needed by ``rounding="gptq"``, and used to weigh errors by its diagonal
+    otherwise (below 8 bits). GPTQ does not fit a ConvTranspose, whose channels do not share their inputs so.
+
+    Scales minimise the (weighted) squared error; they are positive and normal. A channel of zeros gets scale 1. No
+    channel's loss under ``hessian`` is higher after GPTQ than after rounding to nearest.
+    Raises ``ValueError``, naming the channel, on a NaN or an infinity, and on arguments that do not fit together.
+    """
+    if bits not in WEIGHT_LEVELS:
+        raise ValueError(f"{bits} bits are not supported; use one of {sorted(WEIGHT_LEVELS)}")
+    if rounding not in get_args(Rounding):
+        raise ValueError(f"unknown rounding {rounding!r}; known: {', '.join(get_args(Rounding))}")
+    weight = np.asarray(weight, np.float32)
+    channel_axis = axis if axis is not None else output_axis or 0
+    if not -weight.ndim <= channel_axis < weight.ndim:
+        raise ValueError(f"axis {channel_axis} is not an axis of a weight of shape {weight.shape}")
+    moved = np.moveaxis(weight, channel_axis, 0)
+    rows = np.ascontiguousarray(moved).reshape(len(moved), -1)
+    finite = np.isfinite(rows).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"the weights of channel {int(np.argmin(finite))} (axis {channel_axis}) hold a NaN or an infinity"
+        )
+    shared = axis is None
+
+    # Work on rows of largest magnitude 1, whose squares neither overflow nor vanish.
+    peak = np.abs(rows).max(axis=1, initial=0.0)
+    if shared:
+        peak = peak.max(keepdims=True, initial=0.0)
+    peak = np.where(peak > 0, peak, np.float32(1))
+    unit = (rows / peak[:, None]).astype(np.float32)
+
+    moments = None if hessian is None else _checked(hessian, groups, rows.shape)
+    importance = np.ones((1, rows.shape[1]))
+    if moments is not None and bits < 8:
+        importance = _importance(moments, len(rows))
+    scale = best_scales(unit, importance, bits=bits, shared=shared)
+    levels = nearest(unit, scale, bits=bits)
+    if rounding == "gptq":
+        if moments is None:
+            raise ValueError("rounding 'gptq' needs a hessian: the second moment of the layer's inputs")
+        levels, scale = _gptq_rows(unit.astype(np.float64), moments, levels, scale, bits, shared)
+
+    real = scale * peak
+    tiny = real < MIN_SCALE
+    if tiny.any():
+        real = np.maximum(real, float(MIN_SCALE))
+        levels = np.where(tiny[:, None], nearest(rows.astype(np.float64), real, bits=bits), levels)
+    values = np.moveaxis(levels.astype(np.int8).reshape(moved.shape), 0, channel_axis)
+    return QuantizedWeight(values=np.ascontiguousarray(values), scale=real.astype(np.float32), axis=axis, bits=bits)
+
+
+def _checked(hessian: npt.NDArray[np.floating[Any]], groups: int, rows: tuple[int, ...]) -> npt.NDArray[np.float64]:
+    """The Hessian as float64 ``[groups, K, K]`` with a mean diagonal of 1 (or 0), or ``ValueError``."""
+    channels, inputs = rows
+    moments = np.asarray(hessian, np.float64)
+    if moments.ndim == 2:
+        moments = moments[None]
+    if moments.shape != (groups, inputs, inputs) or channels % groups:
+        raise ValueError(
+            f"a hessian of shape {np.shape(hessian)} does not fit {channels} channels of {inputs} inputs in "
+            f"{groups} groups; it should be {(groups, inputs, inputs)}"
+        )
+    diagonal = np.diagonal(moments, axis1=1, axis2=2)
+    if not np.isfinite(moments).all() or (diagonal < 0).any():
+        raise ValueError("a hessian must be finite, with no negative entry on its diagonal")
+    # One factor for all groups: losses of different channels are added where they share a scale.
+    mean = diagonal.mean()
+    return moments / mean if mean > 0 else np.zeros_like(moments)
+
+
+def _importance(moments: npt.NDArray[np.float64], channels: int) -> npt.NDArray[np.float64]:
+    """``diag(H)`` for each channel, ``[channels, K]`` or ``[1, K]``; an input that never fired counts a little."""
+    diagonal = np.diagonal(moments, axis1=1, axis2=2)
+    floor = 0.01 * diagonal.mean(axis=1, keepdims=True)
+    diagonal = diagonal + np.where(floor > 0, floor, 1e-6)
+    return diagonal if len(diagonal) == 1 else np.repeat(diagonal, channels // len(diagonal), axis=0)
+
+
+def _gptq_rows(
+    unit: npt.NDArray[np.float64],
+    moments: npt.NDArray[np.float64],
+    levels: npt.NDArray[np.float64],
+    scale: npt.NDArray[np.float64],
+    bits: int,
+    shared: bool,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """GPTQ's levels and scales, or those given (rounded to nearest) for channels that it does not better."""
+    channels, inputs = unit.shape
+    groups = len(moments)
+
+    def grouped(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.ascontiguousarray(rows.reshape(groups, channels // groups, inputs).transpose(0, 2, 1))
+
+    weight = grouped(unit)
+    near, near_scale = grouped(levels), np.broadcast_to(scale, (channels,)).reshape(groups, -1)
+    found, found_scale = gptq(
+        weight, moments, near_scale, levels=WEIGHT_LEVELS[bits], candidates=_GPTQ_CANDIDATES[bits], shared=shared
+    )
+    near_loss = loss(weight - near * near_scale[:, None], moments)
+    found_loss = loss(weight - found * found_scale[:, None], moments)
+    better = found_loss <= near_loss
+    if shared:
+        better = np.broadcast_to(found_loss.sum() <= near_loss.sum(), better.shape)
+    chosen = np.where(better[:, None], found, near).transpose(0, 2, 1).reshape(channels, inputs)
+    chosen_scale = np.where(better, found_scale, near_scale).reshape(-1)
+    return chosen, chosen_scale[:1] if shared else chosen_scale

@@ -1,0 +1,519 @@
+"""The whole job, readable from top to bottom."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autoq.core.objectives import Values
+from autoq.core.policy import Policy
+from autoq.core.result import Front, FrontPoint, Latency, MetricPair, Trial
+from autoq.core.scheme import FLOAT32
+from autoq.errors import MetricError, ProfileError, TrialError
+from autoq.model.bank import default_cache_dir
+from autoq.model.calibrate import output_shapes
+from autoq.model.layers import with_macs
+from autoq.model.lower import Lowering
+from autoq.model.source import SourceModel, read_model
+from autoq.numerics.bootstrap import spearman
+from autoq.record.front import write_front
+from autoq.record.publish import EXAMPLE_ROWS, publish
+from autoq.record.run_folder import RunFolder, free_name
+from autoq.record.tracking import Tracker
+from autoq.runtime.base import InputSpec
+from autoq.runtime.data import Split, load_split
+from autoq.runtime.machine import describe, software_versions
+from autoq.runtime.meter import Meter
+from autoq.runtime.metric import Metric, resolve_metric
+from autoq.runtime.ort import input_specs, open_session, run_batches
+from autoq.search.candidates import Candidates, candidates
+from autoq.search.evaluate import Workload
+from autoq.search.executor import Executor, LocalExecutor
+from autoq.search.final import check_front
+from autoq.search.groundwork import lay_groundwork
+from autoq.search.loop import Limits, Search
+from autoq.search.problem import Problem
+from autoq.search.proposer import Proposer, StudyRecord
+from autoq.search.store import TrialLog, disk_error
+from autoq.spec.hardware import Profile, load_profile
+from autoq.spec.job import Job, load_job
+from autoq.spec.space import Space, load_space
+
+RUNS = Path("runs")
+"""Where runs go by default, and with them MLflow's database."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Events:
+    """What a caller may watch: steps in words, finished trials (with all so far and the front), warnings."""
+
+    step: Callable[[str], None] = lambda text: None
+    trial: Callable[[Trial, Search], None] = lambda trial, search: None
+    warn: Callable[[str], None] = lambda text: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A finished search: its front, every trial, the folder that holds them, and where it was tracked."""
+
+    front: Front
+    trials: tuple[Trial, ...]
+    path: Path
+    tracking_uri: str
+    tracking_problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """All that a search reads, checked before anything dear begins. ``model`` has its layers' MACs filled in."""
+
+    job: Job
+    space: Space
+    profile: Profile
+    metric: Metric
+    model: SourceModel
+    inputs: tuple[InputSpec, ...]
+    calibration: Split
+    search: Split
+    final: Split
+    candidates: tuple[Candidates, ...]
+
+
+def run_search(
+    source: str | Path | Mapping[str, Any] | Job,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    trials: int | None = None,
+    time_limit: str | float | None = None,
+    ray: str = "local",
+    workers: int = 0,
+    tracking_uri: str | None = None,
+    seed: int | None = None,
+    force: bool = False,
+    base_dir: str | Path | None = None,
+    events: Events | None = None,
+) -> Outcome:
+    """Runs a job: reads and checks everything, calibrates, searches, checks the front on unseen data, records it.
+
+    ``ray`` is ``"local"``, ``"off"`` or a cluster's address; ``workers`` 0 is one a core. ``force`` searches on a
+    machine that the profile does not describe. Raises :class:`autoq.errors.AutoqError`; finished trials stay in the
+    run folder whatever happens.
+    """
+    events = events or Events()
+    started = time.monotonic()
+    job = load_job(source, base_dir).overridden(trials=trials, time=time_limit, tracking_uri=tracking_uri, seed=seed)
+    events.step("reading model and data")
+    setting = read_setting(job, force=force, warn=events.warn)
+    path = Path(out) if out is not None else free_name(RUNS, job.name)
+    with RunFolder(path).open(resume=resume) as folder:
+        record = _record(folder, setting, resume)
+        tracker = _open_tracker(folder, record, setting, events)
+        record["tracking"] = {"uri": tracker.uri, "run_id": tracker.run_id}
+        folder.write(record)
+        status = "FAILED"
+        try:
+            front, found = _search(folder, setting, tracker, started, ray, workers, events)
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            tracker.finish(status)  # type: ignore[arg-type]
+    return Outcome(
+        front=front, trials=found, path=path, tracking_uri=tracker.uri, tracking_problems=tracker.problems
+    )
+
+
+def read_setting(job: Job, *, force: bool = False, warn: Callable[[str], None] = lambda text: None) -> Setting:
+    """Reads all that ``job`` names, and checks it. Raises :class:`autoq.errors.AutoqError`."""
+    space = load_space(job.space, job.base_dir)
+    profile = load_profile(job.hardware, job.base_dir)
+    _check_machine(profile, force, warn)
+    metric = resolve_metric(job)
+    model = read_model(job.model_path)
+    for note in model.notes:
+        warn(note)
+    specs = _input_specs(job)
+    splits = {which: load_split(job, which, specs) for which in ("search", "final", "calibration")}  # type: ignore[arg-type]
+    rows = specs[0].shape[0] if specs[0].shape and specs[0].shape[0] else 1
+    first_rows = {name: array[:rows] for name, array in splits["search"].inputs.items()}
+    layers = with_macs(model.layers, output_shapes(model.graph, model.layers, first_rows))
+    model = dataclasses.replace(model, layers=layers)
+    found = tuple(candidates(model.graph, layers, space, profile, model.opset))
+    for pattern in space.unmatched([(layer.name, layer.op_type) for layer in layers]):
+        warn(f"space {space.name!r}: the rule {pattern!r} fits no layer of this model")
+    return Setting(
+        job=job,
+        space=space,
+        profile=profile,
+        metric=metric,
+        model=model,
+        inputs=specs,
+        candidates=found,
+        **splits,
+    )
+
+
+def _search(
+    folder: RunFolder,
+    setting: Setting,
+    tracker: Tracker,
+    started: float,
+    ray: str,
+    workers: int,
+    events: Events,
+) -> tuple[Front, tuple[Trial, ...]]:
+    job = setting.job
+    log = TrialLog(folder.trials)
+    finished = log.read()
+    lowering = lay_groundwork(
+        setting.model,
+        setting.candidates,
+        setting.calibration,
+        setting.inputs,
+        cache_dir=default_cache_dir(),
+        step=events.step,
+    )
+    events.step("measuring float32")
+    meter = _meter(setting)
+    baseline = _baseline(setting, meter, folder)
+    problem = _problem(setting, lowering, baseline)
+    study = StudyRecord(folder.study, job.name, _directions(setting), job.objectives)
+    choices = {name: [str(scheme) for scheme in schemes] for name, schemes in problem.choices.items()}
+
+    def running_front(search: Search) -> Front:
+        return _front(setting, baseline, search, [_point(trial, folder) for trial in search.front], started)
+
+    def on_trial(trial: Trial, search: Search) -> None:
+        study.add(trial, choices, _study_values(trial, setting))
+        tracker.log_trial(trial)
+        write_front(running_front(search), folder.front)
+        events.trial(trial, search)
+
+    events.step("starting workers" if ray != "off" else "searching")
+    executor = _executor(_workload(setting, lowering), meter, ray, workers)
+    try:
+        search = Search(
+            problem=problem,
+            proposer=_proposer(setting, problem),
+            executor=executor,
+            log=log,
+            models=folder.models,
+            clock=time.monotonic,
+            on_trial=on_trial,
+        )
+        deadline = None if job.budget.time_s is None else started + job.budget.time_s
+        events.step("searching")
+        stop_reason = search.run(Limits(trials=job.budget.trials, deadline=deadline), finished)
+        for trial in search.trials:  # what a crash kept from the study and the server
+            study.add(trial, choices, _study_values(trial, setting))
+            if trial.number < len(finished):
+                tracker.log_trial(trial)
+        paths = _front_files(search, lowering)
+        checked = check_front(
+            search.front,
+            paths,
+            baseline,
+            setting.model.path,
+            problem=problem,
+            executor=executor,
+            metric=setting.metric,
+            split=setting.final,
+            batch=job.data.batch,
+            seed=job.seed,
+            workers=os.cpu_count() or 1,
+            run_folder=folder.path,
+            step=events.step,
+        )
+    finally:
+        executor.close()
+    front = dataclasses.replace(
+        _front(setting, checked.baseline, search, checked.points, started),
+        dropped=checked.dropped,
+        final=True,
+        stop_reason=stop_reason,
+        notes=_notes(setting, search, checked.points),
+    )
+    write_front(front, folder.front)
+    events.step("writing the report")
+    extras = _extras(setting, executor)
+    example = {name: array[:EXAMPLE_ROWS] for name, array in setting.search.inputs.items()}
+    publish(folder.path, front, search.trials, extras, tracker, example, job.data.batch)
+    return front, tuple(search.trials)
+
+
+# Reading and starting --------------------------------------------------------------------------------------------------
+
+
+def _check_machine(profile: Profile, force: bool, warn: Callable[[str], None]) -> None:
+    machine = describe()
+    problems = profile.match_problems(machine.arch, machine.flags)
+    if problems and not force:
+        raise ProfileError(
+            f"profile {profile.name!r} does not describe this machine: {'; '.join(problems)}. Choose another with "
+            "`hardware:` (see `autoq doctor`), or search all the same with --force"
+        )
+    if problems:
+        warn(f"measured on a machine that profile {profile.name!r} does not describe: {'; '.join(problems)}")
+
+
+def _input_specs(job: Job) -> tuple[InputSpec, ...]:
+    try:
+        return input_specs(open_session(job.model_path))
+    except TrialError as error:
+        raise ProfileError(f"the float32 model {job.model_path} does not run: {error}") from None
+
+
+def _record(folder: RunFolder, setting: Setting, resume: bool) -> dict[str, Any]:
+    """``run.json``; with ``resume``, the recorded one must be of the same search."""
+    job = setting.job
+    identity = {
+        "model": setting.model.sha256,
+        "search data": setting.search.fingerprint,
+        "final data": setting.final.fingerprint,
+        "calibration data": setting.calibration.fingerprint,
+        "metric": setting.metric.spec,
+        "space": setting.space.to_dict(),
+        "hardware": setting.profile.to_dict(),
+        "objectives": list(job.objectives),
+        "constraints": job.to_dict()["constraints"],
+        "latency": job.to_dict()["latency"],
+        "seed": job.seed,
+    }
+    recorded = folder.read() if resume else {}
+    if resume:
+        folder.check_identity(recorded.get("identity", {}), identity)
+    return {
+        "name": job.name,
+        "identity": identity,
+        "job": job.to_dict(),
+        "base_dir": str(job.base_dir),
+        "model_sha256": setting.model.sha256,
+        "profile": setting.profile.name,
+        "versions": software_versions(),
+        "tracking": recorded.get("tracking", {}),
+    }
+
+
+def _open_tracker(folder: RunFolder, record: dict[str, Any], setting: Setting, events: Events) -> Tracker:
+    job = setting.job
+    uri = job.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is None:
+        RUNS.mkdir(exist_ok=True)
+        uri = f"sqlite:///{(RUNS / 'mlflow.db').absolute()}"
+    before = record["tracking"]
+    versions = {f"autoq.version.{name}": version for name, version in software_versions().items() if version}
+    tags = {"autoq.model_sha256": setting.model.sha256, "autoq.profile": setting.profile.name}
+    tags |= {"autoq.space": setting.space.name, "autoq.run_folder": str(folder.path.absolute())}
+    return Tracker.open(
+        uri,
+        experiment=job.tracking.experiment or job.name,
+        run_name=folder.path.name,
+        tags=tags | versions,
+        params=job.to_dict(),
+        resume_run_id=before.get("run_id") if before.get("uri") == uri else None,
+        warn=events.warn,
+    )
+
+
+def _meter(setting: Setting) -> Meter:
+    latency = setting.profile.latency_with(setting.job.latency)
+    fixed = {spec.shape[0] for spec in setting.inputs if spec.shape and spec.shape[0] is not None}
+    batch = max(fixed, default=None) or latency.batch
+    feeds = {name: np.resize(array[:batch], (batch, *array.shape[1:])) for name, array in setting.search.inputs.items()}
+    return Meter(
+        setting.model.path,
+        feeds,
+        batch=batch,
+        threads=latency.threads,
+        runtime=setting.profile.runtime.name,
+        runtime_options={"provider": setting.profile.runtime.provider},
+    )
+
+
+def _baseline(setting: Setting, meter: Meter, folder: RunFolder) -> FrontPoint:
+    """The float32 model as its file gave it: scored and measured like a candidate, its ratio 1 by definition."""
+    model, split = setting.model, setting.search
+    try:
+        outputs = run_batches(open_session(model.path), split.inputs, setting.job.data.batch)
+        metric = setting.metric(outputs, split.targets)
+        measured = meter.measure(model.path)
+    except TrialError as error:
+        raise MetricError(f"the float32 model cannot be scored or measured: {error}") from None
+    own = measured.latency
+    return FrontPoint(
+        id="float32",
+        policy=Policy.uniform([layer.name for layer in model.layers], FLOAT32),
+        metric=MetricPair(search=metric),
+        latency=Latency(
+            median_ms=own.median_ms,
+            ratio_to_float32=1.0,
+            ratio_ci95=(1.0, 1.0),
+            batch=own.batch,
+            threads=own.threads,
+        ),
+        size_bytes=model.size_bytes,
+        peak_memory_bytes=measured.peak_memory_bytes,
+        weight_bits_mean=32.0,
+        model_path=os.path.relpath(model.path, folder.path),
+        sha256=model.sha256,
+        origin="the model as given",
+    )
+
+
+def _problem(setting: Setting, lowering: Lowering, baseline: FrontPoint) -> Problem:
+    return Problem(
+        candidates=setting.candidates,
+        canonical=lowering.canonical,
+        seed_schemes=setting.space.seeds,
+        objectives=setting.job.objectives,
+        direction=setting.metric.direction,
+        constraints=setting.job.constraints,
+        baseline=Values(
+            metric=baseline.metric.search,
+            latency_ratio=1.0,
+            size_bytes=baseline.size_bytes,
+            peak_memory_bytes=baseline.peak_memory_bytes,
+        ),
+        profile=setting.profile,
+    )
+
+
+def _proposer(setting: Setting, problem: Problem) -> Proposer:
+    return Proposer(
+        problem.choices,
+        problem.complete,
+        seeds=problem.seeds(),
+        objectives=len(setting.job.objectives),
+        sampler="nsga2",
+        seed=setting.job.seed,
+    )
+
+
+def _workload(setting: Setting, lowering: Lowering) -> Workload:
+    return Workload(
+        model=setting.model.graph.model.SerializeToString(),
+        layers=setting.model.layers,
+        affines=lowering.affines,
+        bank=lowering.bank,
+        inputs=setting.search.inputs,
+        targets=setting.search.targets,
+        metric=setting.metric.spec,
+        base_dir=str(setting.job.base_dir),
+        batch=setting.job.data.batch,
+    )
+
+
+def _executor(workload: Workload, meter: Meter, ray: str, workers: int) -> Executor:
+    if ray == "off":
+        return LocalExecutor(workload, meter)
+    from autoq.search.ray_executor import RayExecutor
+
+    return RayExecutor(workload, meter, address=ray, workers=workers)
+
+
+# Results ---------------------------------------------------------------------------------------------------------------
+
+
+def _directions(setting: Setting) -> list[str]:
+    return [setting.metric.direction if name == "metric" else "minimize" for name in setting.job.objectives]
+
+
+def _study_values(trial: Trial, setting: Setting) -> list[float] | None:
+    if trial.failure is not None:
+        return None
+    measured = {
+        "metric": trial.metric,
+        "latency": trial.latency.ratio_to_float32 if trial.latency else None,
+        "size": trial.size_bytes,
+        "peak_memory": trial.peak_memory_bytes,
+    }
+    values = [measured[name] for name in setting.job.objectives]
+    return None if any(value is None for value in values) else [float(value) for value in values if value is not None]
+
+
+def _point(trial: Trial, folder: RunFolder) -> FrontPoint:
+    assert trial.metric is not None and trial.size_bytes is not None and trial.weight_bits_mean is not None
+    return FrontPoint(
+        id=trial.id,
+        policy=trial.policy,
+        metric=MetricPair(search=trial.metric),
+        latency=trial.latency,
+        size_bytes=trial.size_bytes,
+        peak_memory_bytes=trial.peak_memory_bytes,
+        weight_bits_mean=trial.weight_bits_mean,
+        model_path=f"{folder.models.name}/{trial.id}.onnx",
+        sha256=trial.sha256 or "",
+        origin=trial.origin,
+    )
+
+
+def _front(
+    setting: Setting, baseline: FrontPoint, search: Search, points: Sequence[FrontPoint], started: float
+) -> Front:
+    failed = sum(trial.failure is not None for trial in search.trials)
+    return Front(
+        name=setting.job.name,
+        objectives=setting.job.objectives,
+        metric_name=setting.metric.name,
+        metric_direction=setting.metric.direction,
+        baseline=baseline,
+        points=tuple(points),
+        trials_complete=len(search.trials) - failed,
+        trials_failed=failed,
+        wall_s=time.monotonic() - started,
+    )
+
+
+def _front_files(search: Search, lowering: Lowering) -> list[Path]:
+    """The front's files; one that a crash kept from being written is built again, to the same bytes."""
+    paths = []
+    for trial in search.front:
+        path = search.model_path(trial.id)
+        if not path.exists():
+            try:
+                path.write_bytes(lowering.build(trial.policy))
+            except OSError as error:
+                raise disk_error(path, error) from None
+        paths.append(path)
+    return paths
+
+
+def _notes(setting: Setting, search: Search, points: Sequence[FrontPoint]) -> tuple[str, ...]:
+    notes = list(setting.model.notes)
+    complete = [trial for trial in search.trials if trial.failure is None and trial.latency is not None]
+    modelled = [trial.latency_modelled for trial in complete if trial.latency_modelled is not None]
+    rank = spearman(modelled, [trial.latency.ratio_to_float32 for trial in complete if trial.latency]) if modelled else None
+    if rank is not None:
+        notes.append(f"the profile's latency model ranked the measured latencies with a Spearman correlation of {rank:.2f}")
+    if not points:
+        notes.append(f"no point is left on the front: {search.problem.nearest_miss(search.trials)}")
+    return tuple(notes)
+
+
+def _extras(setting: Setting, executor: Executor) -> dict[str, dict[str, object]]:
+    machine = describe()
+    return {
+        "Machine": {
+            "processor": machine.cpu_model,
+            "cores": f"{machine.usable_cores} usable of {machine.logical_cores}",
+            "memory, GiB": round(machine.memory_bytes / 2**30, 1),
+            "system": machine.os,
+        },
+        "Search": {
+            "hardware profile": setting.profile.name,
+            "space": setting.space.name,
+            "evaluated by": executor.description,
+            "model SHA-256": setting.model.sha256,
+            "rows": f"{setting.calibration.rows} calibration, {setting.search.rows} search, {setting.final.rows} final",
+        },
+        "Versions": dict(software_versions()),
+    }

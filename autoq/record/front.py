@@ -1,0 +1,185 @@
+"""``front.json``: the front as a versioned file that others read.
+
+Version 1::
+
+    {"version": 1, "name": str, "objectives": [str], "metric": {"name": str, "direction": "maximize" | "minimize"},
+     "final": bool, "stop_reason": str, "notes": [str], "trials": {"complete": int, "failed": int}, "wall_s": float,
+     "baseline": POINT, "points": [POINT], "dropped": [{"point": POINT, "why": str}]}
+    POINT = {"id": str, "policy": {layer: scheme}, "metric": {"search", "final", "final_ci95", "drop_ci95"},
+             "latency": {"median_ms", "ratio_to_float32", "ratio_ci95", "batch", "threads"} | null,
+             "size_bytes", "peak_memory_bytes", "weight_bits_mean", "model_path", "sha256", "origin"}
+
+Raw timing samples are left out. A reader ignores fields it does not know, and refuses a newer version.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NoReturn
+
+from autoq.core.objectives import OBJECTIVES
+from autoq.core.policy import Policy
+from autoq.core.result import DroppedPoint, Front, FrontPoint, Latency, MetricPair
+from autoq.errors import JobError, RunError
+from autoq.record.files import write_atomically
+from autoq.record.json_reader import Node
+
+VERSION = 1
+
+
+def write_front(front: Front, path: str | os.PathLike[str]) -> None:
+    """Write ``front`` to ``path``, whole or not at all; :class:`~autoq.errors.RunError` when it cannot be written."""
+    write_atomically(path, front_json(front))
+
+
+def front_json(front: Front) -> str:
+    """``front`` as the text of ``front.json``; :class:`~autoq.errors.RunError` when it holds a NaN or an infinity."""
+    document = {
+        "version": VERSION,
+        "name": front.name,
+        "objectives": list(front.objectives),
+        "metric": {"name": front.metric_name, "direction": front.metric_direction},
+        "final": front.final,
+        "stop_reason": front.stop_reason,
+        "notes": list(front.notes),
+        "trials": {"complete": front.trials_complete, "failed": front.trials_failed},
+        "wall_s": front.wall_s,
+        "baseline": _point_document(front.baseline),
+        "points": [_point_document(point) for point in front.points],
+        "dropped": [{"point": _point_document(dropped.point), "why": dropped.why} for dropped in front.dropped],
+    }
+    try:
+        return json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    except ValueError as error:
+        raise RunError(f"the front {front.name!r} holds a number that is not finite and cannot be written") from error
+
+
+def read_front(path: str | os.PathLike[str]) -> Front:
+    """The front that :func:`write_front` wrote, without raw timing samples.
+
+    Raises :class:`~autoq.errors.RunError` when the file is missing, damaged, of a newer version or no front at all,
+    naming the field.
+    """
+    file = Path(path)
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise RunError(f"{file} cannot be read: {error.strerror or error}; is this the folder of a search?") from error
+    except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
+        raise RunError(f"{file} is damaged: {error}") from error
+    root = Node(document, str(file), "")
+    version = root.get("version").integer() if isinstance(document, dict) and "version" in document else None
+    if version is None:
+        raise RunError(f"{file} is no front of autoq: it has no version field")
+    if version > VERSION:
+        raise RunError(f"{file} has version {version}; this autoq reads up to {VERSION}: use the autoq that wrote it")
+    if version < 1:
+        root.get("version").fail("must be 1 or more")
+    return _read_version_1(root)
+
+
+def _read_version_1(root: Node) -> Front:
+    metric, trials = root.get("metric"), root.get("trials")
+    objectives = tuple(item.one_of(OBJECTIVES) for item in root.get("objectives").items())
+    direction: Any = metric.get("direction").one_of(("maximize", "minimize"))
+    return Front(
+        name=root.get("name").text(),
+        objectives=objectives,
+        metric_name=metric.get("name").text(),
+        metric_direction=direction,
+        baseline=_read_point(root.get("baseline"), objectives),
+        points=tuple(_read_point(item, objectives) for item in root.get("points").items()),
+        dropped=tuple(
+            DroppedPoint(point=_read_point(item.get("point"), objectives), why=item.get("why").text())
+            for item in root.get("dropped").items()
+        ),
+        trials_complete=trials.get("complete").integer(),
+        trials_failed=trials.get("failed").integer(),
+        wall_s=root.get("wall_s").number(),
+        final=root.get("final").flag(),
+        stop_reason=root.get("stop_reason").text(),
+        notes=tuple(item.text() for item in root.get("notes").items()),
+    )
+
+
+def _point_document(point: FrontPoint) -> dict[str, Any]:
+    metric, latency = point.metric, point.latency
+    return {
+        "id": point.id,
+        "policy": point.policy.to_text(),
+        "metric": {
+            "search": metric.search,
+            "final": metric.final,
+            "final_ci95": _pair(metric.final_ci95),
+            "drop_ci95": _pair(metric.drop_ci95),
+        },
+        "latency": None
+        if latency is None
+        else {
+            "median_ms": latency.median_ms,
+            "ratio_to_float32": latency.ratio_to_float32,
+            "ratio_ci95": _pair(latency.ratio_ci95),
+            "batch": latency.batch,
+            "threads": latency.threads,
+        },
+        "size_bytes": point.size_bytes,
+        "peak_memory_bytes": point.peak_memory_bytes,
+        "weight_bits_mean": point.weight_bits_mean,
+        "model_path": point.model_path,
+        "sha256": point.sha256,
+        "origin": point.origin,
+    }
+
+
+def _read_point(node: Node, objectives: tuple[str, ...]) -> FrontPoint:
+    metric, latency_node, memory = node.get("metric"), node.get("latency"), node.get("peak_memory_bytes")
+    # The readers of a front may count on a value for every objective.
+    if "latency" in objectives and latency_node.is_null:
+        latency_node.fail("must be given: latency is an objective")
+    if "peak_memory" in objectives and memory.is_null:
+        memory.fail("must be given: peak_memory is an objective")
+    texts = {layer: scheme.text() for layer, scheme in node.get("policy").fields()}
+    try:
+        policy = Policy.from_text(texts)
+    except JobError as error:
+        node.get("policy").fail(f"cannot be read: {error}")
+    return FrontPoint(
+        id=node.get("id").text(),
+        policy=policy,
+        metric=MetricPair(
+            search=metric.get("search").number(),
+            final=metric.get("final").number_or_none(),
+            final_ci95=metric.get("final_ci95").pair_or_none(),
+            drop_ci95=metric.get("drop_ci95").pair_or_none(),
+        ),
+        latency=None if latency_node.is_null else _read_latency(latency_node),
+        size_bytes=node.get("size_bytes").integer(),
+        peak_memory_bytes=None if memory.is_null else memory.integer(),
+        weight_bits_mean=node.get("weight_bits_mean").number(),
+        model_path=node.get("model_path").text(),
+        sha256=node.get("sha256").text(),
+        origin=node.get("origin").text(),
+    )
+
+
+def _read_latency(node: Node) -> Latency:
+    try:
+        return Latency(
+            median_ms=node.get("median_ms").number(),
+            ratio_to_float32=node.get("ratio_to_float32").number(),
+            ratio_ci95=node.get("ratio_ci95").pair(),
+            batch=node.get("batch").integer(),
+            threads=node.get("threads").integer(),
+        )
+    except ValueError as error:
+        node.fail(str(error))
+
+
+def _pair(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number of JSON")

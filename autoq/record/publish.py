@@ -1,0 +1,42 @@
+"""What a search leaves behind for people: pictures, the report, and the same in MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from autoq.core.result import Front, Trial
+from autoq.record.files import write_atomically
+from autoq.record.interactive import front_html
+from autoq.record.plots import plot_front, png
+from autoq.record.report import report_html
+from autoq.record.tracking import Tracker
+from autoq.runtime.ort import open_session, run_batches
+
+EXAMPLE_ROWS = 2
+
+
+def publish(
+    folder: Path,
+    front: Front,
+    trials: Sequence[Trial],
+    extras: Mapping[str, Mapping[str, object]],
+    tracker: Tracker,
+    example: Mapping[str, np.ndarray],
+    batch: int,
+) -> None:
+    """Writes ``front.png``, ``front.html`` and ``report.html`` into the run folder; logs them and the front's models.
+
+    ``example`` has a few rows for every input: the models' input example. Raises :class:`autoq.errors.RunError` when a
+    file cannot be written; what MLflow refuses is remembered by the tracker.
+    """
+    write_atomically(folder / "front.png", png(plot_front(front, trials)))
+    write_atomically(folder / "front.html", front_html(front, trials))
+    write_atomically(folder / "report.html", report_html(front, trials, extras))
+    tracker.log_front(front, trials, folder, extras)
+    for point in front.points:
+        path = folder / point.model_path
+        outputs = run_batches(open_session(path, threads=1), example, batch)
+        tracker.log_model(point, path, input_example=example, outputs=outputs)

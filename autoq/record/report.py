@@ -1,0 +1,190 @@
+"""The report: one HTML page that needs nothing else, not even a network.
+
+Every text from outside (layer names, messages, job names) is escaped where it enters the page.
+"""
+
+from __future__ import annotations
+
+import html
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+from autoq.core.result import Front, Trial
+from autoq.record.choice import uses_final
+from autoq.record.interactive import front_div, plotting_script
+from autoq.record.plot_data import BITS_COLOURS
+from autoq.record.summary import FrontRow, describe_gain, front_marks, front_table, metric_unit, policy_summary
+
+_MOST_MESSAGES = 10
+_LONGEST_MESSAGE = 400
+
+
+def report_html(front: Front, trials: Sequence[Trial], extras: Mapping[str, Mapping[str, object]]) -> str:
+    """The report of a search as the text of one HTML page.
+
+    ``extras`` are further tables, title -> name -> value, shown in their order at the end: how it was measured, the
+    machine, software versions.
+    """
+    name = html.escape(front.name)
+    body = [
+        f"<h1>{name}</h1>",
+        f'<p class="gain">{html.escape(describe_gain(front))}</p>',
+        f"<p>{html.escape(_facts(front))}</p>",
+        *(f'<p class="note">{html.escape(note)}</p>' for note in front.notes),
+        "<h2>The front</h2>",
+        _front_table(front),
+        plotting_script(),
+        front_div(front, trials),
+        "<h2>Which layer has which scheme</h2>",
+        _heat_map(front),
+        _dropped(front),
+        _failures(trials),
+        "<h2>How it was measured</h2>",
+        _measurement(front),
+        *(f"<h2>{html.escape(title)}</h2>{_pairs(table)}" for title, table in extras.items()),
+    ]
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}: report</title>\n'
+        f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
+    )
+
+
+def _facts(front: Front) -> str:
+    text = f"{front.trials_complete} trials complete, {front.trials_failed} failed, {front.wall_s:,.0f} s"
+    text += f"; ended by: {front.stop_reason}." if front.stop_reason else "."
+    return text if front.final else text + " This front is a running one: the final check has not been made."
+
+
+def _front_table(front: Front) -> str:
+    factor, unit = metric_unit(front)
+    head = [
+        "model", front.metric_name, f"drop, {unit}", "speed, x float32", "ms", "size, KB", "of float32",
+        "peak memory, MB", "bits a weight", "schemes",
+    ]  # fmt: skip
+    rows = "".join(_front_row(row, factor) for row in front_table(front))
+    heads = "".join(f"<th>{html.escape(text)}</th>" for text in head)
+    table = f'<table class="numbers"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+    return f'<div class="wide">{table}</div>'
+
+
+def _front_row(row: FrontRow, factor: float) -> str:
+    marks = "".join(f' <b class="mark">{html.escape(mark)}</b>' for mark in row.marks)
+    drop_ci95 = None if row.drop_ci95 is None else (row.drop_ci95[0] * factor, row.drop_ci95[1] * factor)
+    cells = [
+        f"<code>{html.escape(row.id)}</code>{marks}",
+        _with_interval(row.metric, row.metric_ci95, ".4f"),
+        _with_interval(row.drop * factor, drop_ci95, ".2f" if factor != 1 else ".4g"),
+        _with_interval(row.speedup, row.speedup_ci95, ".2f"),
+        _number(row.latency_ms, ".3f"),
+        _number(row.size_kb, ",.0f"),
+        _number(row.size_ratio, ".3f"),
+        _number(row.peak_memory_mb, ",.1f"),
+        _number(row.weight_bits_mean, ".2f"),
+        html.escape(row.policy),
+    ]
+    kind = ' class="knee"' if "knee" in row.marks else ""
+    return f"<tr{kind}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "not measured" if value is None else format(value, form)
+
+
+def _with_interval(value: float | None, interval: tuple[float, float] | None, form: str) -> str:
+    text = _number(value, form)
+    if interval is None:
+        return text
+    return f'{text} <span class="ci">[{interval[0]:{form}}, {interval[1]:{form}}]</span>'
+
+
+def _heat_map(front: Front) -> str:
+    points = front.points
+    if not points:
+        return "<p>No point is on the front.</p>"
+    marks = front_marks(front)
+    heads = "".join(
+        f"<th><code>{html.escape(p.id[:6])}</code><br>{html.escape(', '.join(marks[p.id]))}</th>" for p in points
+    )
+    columns = [dict(point.policy.items_) for point in points]
+    rows = []
+    for layer in points[0].policy:
+        cells = []
+        for column in columns:
+            scheme = column.get(layer)
+            if scheme is None:
+                cells.append("<td></td>")
+                continue
+            fill, ink = BITS_COLOURS[scheme.weight_bits]
+            cells.append(
+                f'<td style="background:{fill};color:{ink}" title="{html.escape(str(scheme))}">'
+                f"{html.escape(scheme.family)}</td>"
+            )
+        rows.append(f"<tr><th>{html.escape(layer)}</th>{''.join(cells)}</tr>")
+    return f'<div class="wide"><table class="heat"><tr><th></th>{heads}</tr>{"".join(rows)}</table></div>'
+
+
+def _dropped(front: Front) -> str:
+    if not front.dropped:
+        return ""
+    rows = "".join(
+        f"<tr><td><code>{html.escape(dropped.point.id)}</code></td><td>{html.escape(dropped.why)}</td>"
+        f"<td>{html.escape(policy_summary(dropped.point.policy))}</td></tr>"
+        for dropped in front.dropped
+    )
+    head = "<tr><th>model</th><th>why</th><th>schemes</th></tr>"
+    return f"<h2>Taken off by the final check</h2><table>{head}{rows}</table>"
+
+
+def _failures(trials: Sequence[Trial]) -> str:
+    by_reason: dict[str, Counter[str]] = defaultdict(Counter)
+    for trial in trials:
+        if trial.failure is not None:
+            by_reason[trial.failure.reason][trial.failure.message[:_LONGEST_MESSAGE]] += 1
+    if not by_reason:
+        return ""
+    parts = ["<h2>Failed trials</h2>"]
+    for reason, messages in sorted(by_reason.items(), key=lambda item: -item[1].total()):
+        shown = messages.most_common(_MOST_MESSAGES)
+        items = "".join(f"<li>{count} of: {html.escape(message)}</li>" for message, count in shown)
+        more = len(messages) - len(shown)
+        items += f"<li>and {more} other messages</li>" if more else ""
+        parts.append(f"<h3>{html.escape(reason)}: {messages.total()}</h3><ul>{items}</ul>")
+    return "".join(parts)
+
+
+def _measurement(front: Front) -> str:
+    facts: dict[str, object] = {"objectives": ", ".join(front.objectives)}
+    split = "the final split, which the search never saw" if uses_final(front) else "the search split"
+    facts["metric"] = f"{front.metric_name} ({front.metric_direction}d), of the very file, on {split}"
+    latency = front.baseline.latency
+    if latency is not None:
+        facts["speed"] = (
+            "float32's time over the model's, measured alone in warm blocks in turn with float32: the median over "
+            "blocks, with its 95 % bootstrap interval"
+        )
+        facts["batch"], facts["threads"] = latency.batch, latency.threads
+    facts["drop"] = "what the metric loses against float32 on the same rows; positive is worse; 95 % bootstrap interval"
+    facts["size"] = "of the file; KB and MB are thousands and millions of bytes"
+    return _pairs(facts)
+
+
+def _pairs(table: Mapping[str, object]) -> str:
+    rows = "".join(
+        f"<tr><th>{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>" for name, value in table.items()
+    )
+    return f'<table class="pairs">{rows}</table>'
+
+
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1240px; margin: 2em auto; padding: 0 1em; }
+h1 { margin-bottom: 0.2em; } h2 { margin-top: 1.6em; }
+.gain { font-size: 1.15em; } .note { color: #555; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 13px; }
+th, td { padding: 4px 9px; border-bottom: 1px solid #e3e6e9; text-align: left; vertical-align: top; }
+table.numbers td, table.heat td { font-variant-numeric: tabular-nums; white-space: nowrap; }
+tr.knee td { background: #fff4ec; }
+b.mark { font-size: 11px; color: #d9480f; } .ci { color: #777; font-size: 11px; }
+table.heat td { border: 1px solid #fff; text-align: center; font-size: 11px; padding: 2px 6px; }
+table.heat th { font-weight: normal; font-size: 12px; white-space: nowrap; }
+"""

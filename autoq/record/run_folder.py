@@ -1,0 +1,122 @@
+"""The run folder: where a search keeps everything, and what another search must agree with to continue it.
+
+::
+
+    RUN/
+      run.json        the job, what it was run on, the identity that --resume checks
+      trials.jsonl    every finished trial, one line each
+      study.db        the same as an Optuna study, for optuna-dashboard
+      models/         the files of the front, <policy id>.onnx
+      front.json      the front, after every trial
+      front.png, front.html, report.html      at the end
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from autoq.errors import RunError
+from autoq.record.files import write_atomically
+
+VERSION = 1
+
+
+class RunFolder:
+    """One search's folder, locked against a second search while it is open. A context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.models = path / "models"
+        self.trials = path / "trials.jsonl"
+        self.study = path / "study.db"
+        self.front = path / "front.json"
+        self._lock: IO[str] | None = None
+
+    def open(self, *, resume: bool) -> RunFolder:
+        """Makes the folder, or takes up an existing one with ``resume``.
+
+        Raises :class:`RunError` when it cannot be written, holds a search and ``resume`` is not given, holds none and
+        it is, or is in use by another search.
+        """
+        record = self.path / "run.json"
+        if resume and not record.is_file():
+            raise RunError(f"{self.path} holds no search to resume; leave --resume out to start one there")
+        if not resume and record.exists():
+            raise RunError(f"{self.path} already holds a search; continue it with --resume, or give another --out")
+        if not resume and self.path.is_dir() and any(self.path.iterdir()) and not (self.path / ".lock").exists():
+            raise RunError(f"{self.path} is a folder with other things in it; give an empty or a new one with --out")
+        try:
+            self.models.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be written: {error.strerror or error}; give another --out") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise RunError(f"another search is running in {self.path}; wait for it, or give another --out") from None
+        return self
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def read(self) -> dict[str, Any]:
+        """``run.json``; raises :class:`RunError` when it is missing, damaged or of a newer version."""
+        path = self.path / "run.json"
+        try:
+            record = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise RunError(f"{self.path} is no run folder: it has no run.json") from None
+        except OSError as error:
+            raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
+        except ValueError:
+            raise RunError(f"{path} is damaged: it is not JSON") from None
+        if not isinstance(record, dict) or record.get("version") != VERSION:
+            raise RunError(f"{path} was written by another version of autoq; this one reads version {VERSION}")
+        return record
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Replaces ``run.json``."""
+        text = json.dumps({"version": VERSION, **record}, indent=1, allow_nan=False, ensure_ascii=False)
+        write_atomically(self.path / "run.json", text + "\n")
+
+    def check_identity(self, recorded: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+        """Refuses to continue a search of something else; names what differs. Raises :class:`RunError`."""
+        differing = [name for name in current if recorded.get(name) != current[name]]
+        if differing:
+            details = "; ".join(
+                f"{name} was {_short(recorded.get(name))}, is {_short(current[name])}" for name in differing
+            )
+            raise RunError(
+                f"{self.path} holds the search of another job and cannot be resumed with this one: {details}. "
+                "Give another --out"
+            )
+
+
+def free_name(parent: Path, name: str) -> Path:
+    """``parent/name``, or with a number behind it, the first that does not exist yet."""
+    candidate, number = parent / name, 2
+    while candidate.exists():
+        candidate, number = parent / f"{name}-{number}", number + 1
+    return candidate
+
+
+def writable(path: Path) -> bool:
+    """Whether files can be made in ``path``, or in the nearest folder above it that exists."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."

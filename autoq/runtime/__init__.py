@@ -1,0 +1,1 @@
+"""The machine: runtimes, data read from disk, metrics on real outputs, and measurement."""

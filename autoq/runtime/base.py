@@ -1,0 +1,68 @@
+"""What the search asks of a runtime: open a model, run data through it, and one step to time.
+
+A runtime is one file with one class, and one line in :data:`RUNTIMES`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from autoq.errors import ProfileError
+
+# name -> "module:class". Text, so that naming a runtime does not import its library.
+RUNTIMES: dict[str, str] = {
+    "onnxruntime": "autoq.runtime.ort:OnnxRuntime",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputSpec:
+    """One input of a model. ``shape`` has ``None`` for every dimension that the model leaves open."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+
+
+class Runtime(Protocol):
+    """A runtime on this machine. Sessions are opaque: only the runtime that opened one looks inside.
+
+    A model's failure is a :class:`~autoq.errors.TrialError`: ``load`` from :meth:`open` and :meth:`inputs`, ``metric``
+    from :meth:`run`, ``measure`` from :meth:`step`.
+    """
+
+    name: str
+
+    def open(self, model: bytes | Path, *, threads: int = 1) -> Any:
+        """A session on ``model`` that computes with ``threads`` threads."""
+        ...
+
+    def inputs(self, session: Any) -> tuple[InputSpec, ...]:
+        """The inputs that a session must be fed."""
+        ...
+
+    def run(self, session: Any, inputs: Mapping[str, np.ndarray], batch: int) -> dict[str, np.ndarray]:
+        """All rows of ``inputs`` through the session, ``batch`` rows at a time; outputs by name, one row per row."""
+        ...
+
+    def step(self, session: Any, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
+        """One inference on ``feeds``, run once already, for the meter to time."""
+        ...
+
+
+def load_runtime(name: str, **options: Any) -> Runtime:
+    """The runtime called ``name``, made with ``options``; raises :class:`~autoq.errors.ProfileError`."""
+    if name not in RUNTIMES:
+        raise ProfileError(f"unknown runtime {name!r}; known: {', '.join(RUNTIMES)}")
+    module, _, attribute = RUNTIMES[name].partition(":")
+    try:
+        made: Runtime = getattr(importlib.import_module(module), attribute)(**options)
+    except ImportError as error:
+        raise ProfileError(f"the runtime {name!r} cannot be imported ({error}); install its package") from error
+    return made

@@ -1,0 +1,246 @@
+"""The measuring process: ``python -m autoq.runtime.meter_child``, started and spoken to by :mod:`autoq.runtime.meter`.
+
+It imports the runtime once, opens no session itself, and forks a child for every measurement: fresh memory, and a crash
+or an endless loop stays in the child. One JSON object a line, on stdin and stdout:
+
+    start     {"runtime", "options", "threads", "feeds": PATH.npz, "folder": PATH}    -> {"ready": true}
+    latency   {"op", "models": [PATH], "sitting", "plan": {}, "timeout_s"}            -> {"rounds", "load_ms", "cpus"}
+    memory    {"op", "model": PATH, "runs", "timeout_s"}                              -> {"peak_bytes"}
+    any failure                                                                       -> {"reason", "message"}
+
+The first of ``models`` is the float32 baseline.
+
+It lives no longer than its parent: it ends when stdin closes (and removes ``folder`` then, since its parent cannot any
+more) or when it is handed to another parent; its children are killed with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import gc
+import json
+import os
+import selectors
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autoq.errors import AutoqError, TrialError
+from autoq.runtime.base import Runtime, load_runtime
+from autoq.runtime.memory import peak_growth_bytes
+from autoq.runtime.timing import TimingPlan, time_sitting
+
+_PR_SET_PDEATHSIG = 1
+_LOOK_S = 1.0  # how often it is seen whether the parent still lives, should another process hold our stdin open
+
+Reply = dict[str, Any]
+
+
+class Server:
+    """Reads requests, forks for each, writes replies."""
+
+    def __init__(self, requests: int, replies: int) -> None:
+        """``requests`` and ``replies`` are file descriptors."""
+        self._requests, self._replies = requests, replies
+        self._parent = os.getppid()
+        self._pending = b""
+        self._folder: str | None = None
+        self._runtime: Runtime
+        self._feeds: dict[str, np.ndarray]
+        self._threads = 1
+
+    def serve(self) -> None:
+        """Until the parent has gone."""
+        start = self._next()
+        if start is None:
+            return
+        try:
+            self._folder = start["folder"]
+            self._threads = start["threads"]
+            self._runtime = load_runtime(start["runtime"], **start["options"])
+            with np.load(start["feeds"], allow_pickle=False) as arrays:
+                self._feeds = {name: arrays[name] for name in arrays.files}
+        except AutoqError as error:
+            self._reply({"reason": "start", "message": str(error)})
+            return
+        gc.collect()
+        gc.freeze()  # what is here by now is shared with every child, and no child's collector need look at it
+        self._reply({"ready": True})
+        while (request := self._next()) is not None:
+            self._reply(self._measure(request))
+
+    def _measure(self, request: dict[str, Any]) -> Reply:
+        reading, writing = os.pipe()
+        server = os.getpid()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.close(reading)
+                os.close(self._replies)
+                _die_with(server)
+                os.write(writing, json.dumps(self._child(request)).encode())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        try:
+            answer = self._wait_for(reading, time.monotonic() + request["timeout_s"])
+        finally:
+            os.close(reading)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)  # it has answered, or will not
+            _, status = os.waitpid(child, 0)
+        if answer is None:
+            return {"reason": "timeout", "message": f"measuring took longer than {request['timeout_s']:g} s"}
+        if answer:
+            return dict(json.loads(answer))
+        how = f"was killed by {signal.Signals(os.WTERMSIG(status)).name}" if os.WIFSIGNALED(status) else "ended early"
+        hint = " (out of memory?)" if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL else ""
+        return {"reason": "measure", "message": f"the process that ran the model {how}{hint}"}
+
+    def _wait_for(self, reading: int, deadline: float) -> bytes | None:
+        """What the child wrote, empty if it died; None at the deadline."""
+        answer = b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(reading, selectors.EVENT_READ)
+            selector.register(self._requests, selectors.EVENT_READ)
+            while (left := deadline - time.monotonic()) > 0:
+                ready = {key.fd for key, _ in selector.select(min(left, _LOOK_S))}
+                if reading in ready:
+                    piece = os.read(reading, 1 << 16)
+                    if not piece:
+                        return answer
+                    answer += piece
+                elif self._requests in ready or os.getppid() != self._parent:
+                    raise EOFError  # nobody sends while we measure: the pipe was closed
+        return None
+
+    def _child(self, request: dict[str, Any]) -> Reply:
+        try:
+            return self._latency(request) if request["op"] == "latency" else self._memory(request)
+        except TrialError as error:
+            return {"reason": error.reason, "message": str(error)}
+        except MemoryError:
+            return {"reason": "measure", "message": "the model does not fit into memory"}
+        except Exception as error:  # this process is about to end: whatever it was must be told
+            return {"reason": "measure", "message": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+
+    def _latency(self, request: dict[str, Any]) -> Reply:
+        cpus = pin(self._threads)
+        models = request["models"]
+        steps: dict[int, Callable[[], object]] = {}
+        load_ms: dict[int, float] = {}
+        setup = time.perf_counter()
+        # Which session is opened first decides whose memory lies where: every other sitting is the other way round.
+        backward = request["sitting"] % 2 == 1
+        for index in sorted(range(len(models)), reverse=backward):
+            path = Path(models[index])
+            try:
+                start = time.perf_counter()
+                session = self._runtime.open(path, threads=self._threads)
+                load_ms[index] = 1e3 * (time.perf_counter() - start)
+                steps[index] = self._runtime.step(session, self._feeds)
+            except TrialError as error:
+                if index == 0:
+                    raise TrialError("measure", f"the float32 baseline {path.name} does not run: {error}") from error
+                raise TrialError(error.reason, f"{path.name}: {error}") from error
+        in_order = [steps[index] for index in range(len(models))]
+        setup_s = time.perf_counter() - setup
+        rounds = time_sitting(in_order, TimingPlan(**request["plan"]), setup_s=setup_s, backward=backward)
+        return {
+            "rounds": dataclasses.asdict(rounds),
+            "load_ms": [load_ms[index] for index in range(len(models))],
+            "cpus": cpus,
+        }
+
+    def _memory(self, request: dict[str, Any]) -> Reply:
+        pin(self._threads)
+
+        def load_and_run() -> None:
+            session = self._runtime.open(Path(request["model"]), threads=self._threads)
+            step = self._runtime.step(session, self._feeds)
+            for _ in range(request["runs"]):
+                step()
+
+        return {"peak_bytes": peak_growth_bytes(load_and_run)}
+
+    def _next(self) -> dict[str, Any] | None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._requests, selectors.EVENT_READ)
+            while b"\n" not in self._pending:
+                if not selector.select(_LOOK_S):
+                    if os.getppid() != self._parent:
+                        return None
+                    continue
+                piece = os.read(self._requests, 1 << 16)
+                if not piece:
+                    return None
+                self._pending += piece
+        line, _, self._pending = self._pending.partition(b"\n")
+        return dict(json.loads(line))
+
+    def _reply(self, reply: Reply) -> None:
+        line = json.dumps(reply).encode() + b"\n"
+        while line:
+            line = line[os.write(self._replies, line) :]
+
+    def clean_up(self) -> None:
+        """Remove the folder of a parent that has gone."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def pin(threads: int) -> list[int]:
+    """Bind this process to the last ``threads`` of its cores, where it has more; the cores it then runs on.
+
+    The last ones: interrupts and whatever else starts early gather on the first.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return []
+    allowed = sorted(os.sched_getaffinity(0))
+    if threads < len(allowed):
+        allowed = allowed[-threads:]
+        os.sched_setaffinity(0, allowed)
+    return allowed
+
+
+def _die_with(server: int) -> None:
+    """See that this forked child dies with the server."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+
+        def watch() -> None:
+            while os.getppid() == server:
+                time.sleep(_LOOK_S)
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+    if os.getppid() != server:
+        os._exit(1)
+
+
+def main() -> None:
+    """Serve on stdin and stdout; whatever a library prints goes to stderr, which the parent keeps in a file."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    replies = os.dup(1)
+    os.dup2(2, 1)
+    server = Server(0, replies)
+    try:
+        server.serve()
+    except (EOFError, BrokenPipeError):
+        pass
+    finally:
+        server.clean_up()
+
+
+if __name__ == "__main__":
+    main()

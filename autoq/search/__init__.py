@@ -1,0 +1,1 @@
+"""Proposing candidates, evaluating them, and keeping what came of it."""

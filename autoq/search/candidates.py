@@ -1,0 +1,98 @@
+"""What each layer may become: the space's schemes, less what the model or the hardware profile forbids."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autoq.core.layer import Layer
+from autoq.core.scheme import FLOAT32, ActivationSpec, Scheme, WeightSpec
+from autoq.errors import ProfileError
+from autoq.model.graph import Graph
+from autoq.model.prepare import TARGET_OPSET
+from autoq.spec.hardware import Profile
+from autoq.spec.space import Space
+
+_FLOAT16_MAX = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """One layer's choices in the space's order, and the schemes that it cannot have, each with the reason."""
+
+    layer: Layer
+    schemes: tuple[Scheme, ...]
+    refused: tuple[tuple[Scheme, str], ...] = ()
+
+
+def candidates(graph: Graph, layers: Sequence[Layer], space: Space, profile: Profile, opset: int) -> list[Candidates]:
+    """The candidates of every layer. A layer left with no scheme stays float32.
+
+    Raises :class:`ProfileError` when no layer has a choice at all.
+    """
+    found = [_candidates(graph, layer, space, profile, opset) for layer in layers]
+    if all(entry.schemes == (FLOAT32,) for entry in found):
+        why = next((reason for entry in found for _, reason in entry.refused), "the space offers float32 only")
+        raise ProfileError(
+            f"profile {profile.name!r} and space {space.name!r} leave every layer in float32: there is nothing to "
+            f"search. For one: {why}. `autoq layers MODEL` shows all reasons"
+        )
+    return found
+
+
+def weight_specs(found: Sequence[Candidates]) -> list[tuple[Layer, WeightSpec]]:
+    """What the bank must hold: every layer's integer weight schemes; a tied layer uses the first one's."""
+    wanted: dict[tuple[str, WeightSpec], tuple[Layer, WeightSpec]] = {}
+    for entry in found:
+        if entry.layer.tied_to is None:
+            for scheme in entry.schemes:
+                if scheme.weight is not None and scheme.weight.bits != 16:
+                    wanted[entry.layer.name, scheme.weight] = (entry.layer, scheme.weight)
+    return list(wanted.values())
+
+
+def activation_specs(found: Sequence[Candidates]) -> list[ActivationSpec]:
+    """Every activation scheme in use, as canonical policies may name it on any tensor."""
+    specs = {scheme.activation for entry in found for scheme in entry.schemes if scheme.activation is not None}
+    signs = {spec.signed for spec in specs}
+    mixed = {dataclasses.replace(spec, signed=signed) for spec in specs for signed in signs}
+    return sorted(mixed, key=lambda spec: (spec.signed, str(spec.calibration)))
+
+
+def _candidates(graph: Graph, layer: Layer, space: Space, profile: Profile, opset: int) -> Candidates:
+    kept: dict[Scheme, None] = {}
+    refused: list[tuple[Scheme, str]] = []
+    for listed in space.schemes_for(layer.name, layer.op_type):
+        scheme = _with_possible_rounding(layer, listed)
+        why = _model_problem(graph, layer, scheme, opset) or profile.legal(layer.op_type, scheme)
+        if why:
+            refused.append((scheme, why))
+        else:
+            kept.setdefault(scheme)
+    return Candidates(layer=layer, schemes=tuple(kept) or (FLOAT32,), refused=tuple(refused))
+
+
+def _with_possible_rounding(layer: Layer, scheme: Scheme) -> Scheme:
+    """GPTQ needs ``y = W x`` with one column of H a weight; other layers are rounded to nearest, and say so."""
+    defined = layer.op_type == "Conv" or (len(layer.weight_shape) == 2 and layer.weight_index == 1)
+    if layer.op_type == "ConvTranspose":
+        defined = False
+    if scheme.weight is None or scheme.weight.rounding == "nearest" or defined:
+        return scheme
+    return dataclasses.replace(scheme, weight=dataclasses.replace(scheme.weight, rounding="nearest"))
+
+
+def _model_problem(graph: Graph, layer: Layer, scheme: Scheme, opset: int) -> str | None:
+    if scheme.activation is not None and layer.integer_problem:
+        return layer.integer_problem
+    if scheme.weight is not None and scheme.weight.bits < 8 and opset < TARGET_OPSET:
+        return f"the model stayed at opset {opset}; {scheme.weight.bits}-bit weights need {TARGET_OPSET}"
+    if scheme.weight is not None and scheme.weight.bits == 16:
+        weight = graph.constant(layer.weight)
+        assert weight is not None
+        if np.abs(weight).max(initial=0.0) > _FLOAT16_MAX:
+            return f"a weight exceeds float16's largest value, {_FLOAT16_MAX:g}"
+    return None

@@ -1,0 +1,107 @@
+"""Builds a candidate and scores its metric: the part of a trial that may run anywhere, beside others."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from autoq.core.layer import Layer
+from autoq.core.policy import Policy
+from autoq.core.result import Failure
+from autoq.core.scheme import ActivationSpec, WeightSpec
+from autoq.errors import MetricError, TrialError
+from autoq.model.graph import Graph
+from autoq.model.lower import Affine, Lowering
+from autoq.numerics.weights import QuantizedWeight
+from autoq.runtime.metric import Metric
+from autoq.runtime.ort import open_session, run_batches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """All that evaluating needs, sent to each worker once.
+
+    ``model`` is the serialized prepared model; ``inputs`` [rows, ...] and ``targets`` [rows] are the search split;
+    ``metric`` is the job's metric as plain data, with ``base_dir`` to find its file.
+    """
+
+    model: bytes
+    layers: tuple[Layer, ...]
+    affines: Mapping[tuple[str, ActivationSpec], Affine]
+    bank: Mapping[tuple[str, WeightSpec], QuantizedWeight]
+    inputs: Mapping[str, np.ndarray]
+    targets: np.ndarray | None
+    metric: Mapping[str, Any]
+    base_dir: str
+    batch: int
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """A candidate's file and what does not depend on the hardware. ``metric`` is finite."""
+
+    model: bytes
+    metric: float
+    sha256: str
+    weight_bits_mean: float
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file."""
+        return len(self.model)
+
+
+class Evaluator:
+    """Evaluates policies of one workload; keeps what they share."""
+
+    def __init__(self, workload: Workload) -> None:
+        self._workload = workload
+        graph = Graph(onnx.ModelProto.FromString(workload.model))
+        self._lowering = Lowering(graph, workload.layers, workload.affines, workload.bank)
+        self._metric = Metric.from_spec(workload.metric, Path(workload.base_dir))
+
+    def evaluate(self, policy: Policy) -> Scored | Failure:
+        """Builds, loads and scores a canonical policy. What goes wrong with the candidate comes back as a value."""
+        seconds: dict[str, float] = {}
+        work = self._workload
+        try:
+            model = _timed(seconds, "build", lambda: self._lowering.build(policy))
+            session = _timed(seconds, "load", lambda: open_session(model, threads=work.threads))
+            outputs = _timed(seconds, "metric", lambda: run_batches(session, work.inputs, work.batch))
+            metric = _timed(seconds, "metric_function", lambda: self._metric(outputs, work.targets))
+        except TrialError as error:
+            return Failure(reason=error.reason, message=str(error))  # type: ignore[arg-type]
+        except MetricError as error:
+            return Failure(reason="metric", message=str(error))
+        return Scored(
+            model=model,
+            metric=metric,
+            sha256=hashlib.sha256(model).hexdigest(),
+            weight_bits_mean=weight_bits_mean(work.layers, policy),
+            seconds=seconds,
+        )
+
+
+def weight_bits_mean(layers: tuple[Layer, ...], policy: Policy) -> float:
+    """Mean bits per weight over the layers' parameters, each shared weight counted once."""
+    own = [layer for layer in layers if layer.tied_to is None]
+    schemes = dict(policy)
+    bits = sum(layer.parameters * schemes[layer.name].weight_bits for layer in own)
+    return bits / sum(layer.parameters for layer in own)
+
+
+def _timed(seconds: dict[str, float], name: str, step: Callable[[], Any]) -> Any:
+    start = time.perf_counter()
+    try:
+        return step()
+    finally:
+        seconds[name] = time.perf_counter() - start

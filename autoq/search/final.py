@@ -1,0 +1,131 @@
+"""The final check: the front scored on data that no choice has seen, and timed once more, all in turn."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from autoq.core.objectives import constraint_violations, losses, metric_drop, point_losses, point_values
+from autoq.core.result import DroppedPoint, FrontPoint, MetricPair, Trial
+from autoq.errors import RunError
+from autoq.numerics.bootstrap import interval
+from autoq.numerics.pareto import non_dominated
+from autoq.runtime.data import Split
+from autoq.runtime.metric import Metric, bootstrap_paired
+from autoq.runtime.ort import open_session, run_batches
+from autoq.search.executor import Executor
+from autoq.search.problem import Problem
+
+Outputs = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """The front after the final check, best metric first, and what fell off it."""
+
+    baseline: FrontPoint
+    points: tuple[FrontPoint, ...]
+    dropped: tuple[DroppedPoint, ...]
+
+
+def check_front(
+    front: Sequence[Trial],
+    paths: Sequence[Path],
+    baseline: FrontPoint,
+    baseline_path: Path,
+    *,
+    problem: Problem,
+    executor: Executor,
+    metric: Metric,
+    split: Split,
+    batch: int,
+    seed: int,
+    workers: int,
+    run_folder: Path,
+    step: Callable[[str], None] = lambda text: None,
+) -> Checked:
+    """Scores and times the models in ``paths``, those of the trials ``front``, against float32.
+
+    A point falls off when it breaks a constraint on the final split, or when another point or float32 dominates it
+    there: the search split had flattered it. Intervals are bootstrapped over groups of rows, paired with float32's.
+    Raises :class:`autoq.errors.TrialError` or :class:`autoq.errors.MetricError` when a model that was scored before
+    cannot be scored now.
+    """
+
+    def outputs(path: Path) -> Outputs:
+        session = open_session(path, threads=1)
+        return metric.reads(run_batches(session, split.inputs, batch))
+
+    step(f"scoring {len(paths)} models on the final split")
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        found = list(pool.map(outputs, [baseline_path, *paths]))
+    metrics = [metric(each, split.targets) for each in found]
+    samples = bootstrap_paired(metric, found, split.targets, split.group, seed=seed)
+    step(f"timing {len(paths)} models in turn")
+    latencies = executor.measure_many(paths) if paths else []
+    drops = [[metric_drop(own, base, problem.direction) for own, base in zip(row, samples[0], strict=True)] for row in samples]
+    checked_baseline = dataclasses.replace(
+        baseline,
+        metric=MetricPair(search=baseline.metric.search, final=metrics[0], final_ci95=interval(samples[0])),
+    )
+    points = [
+        FrontPoint(
+            id=trial.id,
+            policy=trial.policy,
+            metric=MetricPair(
+                search=_present(trial.metric),
+                final=metrics[i],
+                final_ci95=interval(samples[i]),
+                drop_ci95=interval(np.asarray(drops[i])),
+            ),
+            latency=latencies[i - 1],
+            size_bytes=int(_present(trial.size_bytes)),
+            peak_memory_bytes=trial.peak_memory_bytes,
+            weight_bits_mean=_present(trial.weight_bits_mean),
+            model_path=str(paths[i - 1].relative_to(run_folder)),
+            sha256=trial.sha256 or "",
+            origin=trial.origin,
+        )
+        for i, trial in enumerate(front, start=1)
+    ]
+    return _sorted_out(checked_baseline, points, problem)
+
+
+def _sorted_out(baseline: FrontPoint, points: list[FrontPoint], problem: Problem) -> Checked:
+    base = dataclasses.replace(point_values(baseline, use_final=True), latency_ratio=1.0)
+    dropped: list[DroppedPoint] = []
+    feasible: list[FrontPoint] = []
+    for point in points:
+        broken = constraint_violations(
+            point_values(point, use_final=True), problem.constraints, base, problem.direction
+        )
+        if broken:
+            dropped.append(DroppedPoint(point=point, why=f"on the final split, {'; '.join(broken)}"))
+        else:
+            feasible.append(point)
+    rows = [point_losses(point, problem.objectives, problem.direction, True) for point in feasible]
+    own = losses(base, problem.objectives, problem.direction)
+    kept = non_dominated([own, *rows])[1:] if rows else []
+    stay = sorted(
+        (pair for pair, keep in zip(zip(rows, feasible, strict=True), kept, strict=True) if keep),
+        key=lambda pair: (pair[0], pair[1].id),
+    )
+    for row, point, keep in zip(rows, feasible, kept, strict=True):
+        if not keep:
+            rivals = [("float32", own), *((other.id, values) for values, other in stay)]
+            better = next(
+                (name for name, values in rivals if all(a <= b for a, b in zip(values, row, strict=True))),
+                "another point",
+            )
+            dropped.append(DroppedPoint(point=point, why=f"on the final split, {better} is at least as good in everything"))
+    return Checked(baseline=baseline, points=tuple(point for _, point in stay), dropped=tuple(dropped))
+
+
+def _present(value: float | None) -> float:
+    if value is None:
+        raise RunError("a trial on the front lacks a measurement; its trials.jsonl is damaged")
+    return value

@@ -1,0 +1,70 @@
+"""Everything dear, done once: one pass over the calibration data, ranges, and the weight bank."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from autoq.core.scheme import ActivationSpec
+from autoq.model.bank import Bank
+from autoq.model.calibrate import affine_table, calibrate
+from autoq.model.lower import Lowering
+from autoq.model.placement import Placer
+from autoq.model.source import SourceModel
+from autoq.runtime.base import InputSpec
+from autoq.runtime.data import Split
+from autoq.search.candidates import Candidates, activation_specs, weight_specs
+
+BATCH = 32
+"""Rows run at once while calibrating; moving averages are over batches of this size."""
+
+
+def lay_groundwork(
+    model: SourceModel,
+    found: Sequence[Candidates],
+    calibration: Split,
+    inputs: Sequence[InputSpec],
+    *,
+    cache_dir: Path | None,
+    step: Callable[[str], None] = lambda text: None,
+) -> Lowering:
+    """A :class:`Lowering` that can build every policy over the candidates ``found``.
+
+    Raises :class:`autoq.errors.DataError` and :class:`autoq.errors.ModelError` for data and weights that cannot be
+    calibrated or quantized.
+    """
+    specs = activation_specs(found)
+    tensors = Placer(model.graph, model.layers).tensors_to_calibrate({spec.signed for spec in specs})
+    bank = Bank(model.graph, calibration_id=f"{model.sha256}:{calibration.fingerprint}", cache_dir=cache_dir)
+    missing = bank.read_cache(weight_specs(found))
+    rounded = {layer.name: layer for layer, spec in missing if spec.rounding == "gptq"}
+    threads = os.cpu_count() or 1
+    moments: Mapping[str, np.ndarray] = {}
+    affines: dict[tuple[str, ActivationSpec], tuple[np.float32, int]] = {}
+    if specs or rounded:
+        step(f"calibrating on {calibration.rows} rows")
+        statistics = calibrate(
+            model.graph,
+            _batches(calibration, inputs),
+            tensors=tensors if specs else (),
+            moment_layers=list(rounded.values()),
+            threads=threads,
+        )
+        moments = statistics.moments
+        affines = affine_table(statistics.statistics, specs)
+    if missing:
+        step(f"quantizing weights: {len(missing)} entries for the bank")
+        bank.compute(missing, moments, threads=threads)
+    return Lowering(model.graph, model.layers, affines, bank.entries)
+
+
+def _batches(split: Split, inputs: Sequence[InputSpec]) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of :data:`BATCH` rows, or of the model's own where it is fixed; a last one that is too short is left out."""
+    fixed = {spec.shape[0] for spec in inputs if spec.shape and spec.shape[0] is not None}
+    size = max(fixed, default=None) or BATCH
+    for batch in split.batches(size):
+        if not fixed or len(next(iter(batch.values()))) == size:
+            yield batch

@@ -1,0 +1,137 @@
+"""The search loop: ask for a batch, score it, measure each alone, write each down, tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from autoq.core.result import PASSING_FAILURES, Failure, Trial
+from autoq.search.evaluate import Scored
+from autoq.search.executor import Executor
+from autoq.search.problem import Problem
+from autoq.search.proposer import Proposal, Proposer
+from autoq.search.store import TrialLog, disk_error
+
+BATCH = 8
+"""Candidates asked for at once. Fixed, and not the number of workers: what is proposed next depends on what was told
+before, and a search must propose the same with one worker as with many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """When to stop. ``deadline`` is a reading of the loop's clock, in seconds."""
+
+    trials: int
+    deadline: float | None = None
+
+
+@dataclass(slots=True)
+class Search:
+    """One search in progress. ``trials`` are the finished ones, those of an earlier session first.
+
+    ``models`` is the folder for candidates' files: each stays there while it is on the front. ``on_trial`` is called
+    with every finished trial, after it is safe in ``log``; ``clock`` gives seconds.
+    """
+
+    problem: Problem
+    proposer: Proposer
+    executor: Executor
+    log: TrialLog
+    models: Path
+    clock: Callable[[], float]
+    on_trial: Callable[[Trial, Search], None] = lambda trial, search: None
+    trials: list[Trial] = field(default_factory=list)
+    front: list[Trial] = field(default_factory=list)
+
+    def run(self, limits: Limits, finished: Sequence[Trial] = ()) -> str:
+        """Searches until a limit; returns why it stopped. ``finished`` are the trials to continue from."""
+        recorded = {trial.policy: trial for trial in finished if not _passing(trial)}
+        while len(self.trials) < limits.trials:
+            if self._late(limits) and not recorded:
+                return "time"
+            proposals = self.proposer.ask(min(BATCH, limits.trials - len(self.trials)))
+            if not proposals:
+                return "space exhausted"
+            if self._evaluate(proposals, recorded, limits) == "time":
+                return "time"
+        return "trials"
+
+    def _evaluate(self, proposals: list[Proposal], recorded: dict, limits: Limits) -> str:  # type: ignore[type-arg]
+        new = [proposal for proposal in proposals if proposal.policy not in recorded]
+        results = iter(self.executor.score([proposal.policy for proposal in new])) if new else iter(())
+        # All of a batch is scored before any of it is measured: a measurement wants the machine to itself.
+        scored = dict(zip((proposal.policy for proposal in new), results, strict=True))
+        for proposal in proposals:
+            trial = recorded.pop(proposal.policy, None)
+            known = trial is not None
+            if trial is None:
+                if self._late(limits):
+                    return "time"
+                trial = self._finish(proposal, scored[proposal.policy])
+                self.log.append(trial)
+            self.trials.append(trial)
+            if trial.failure is None:
+                self.proposer.tell(proposal, *self.problem.proposer_losses(trial))
+            else:
+                self.proposer.tell(proposal, None)
+            self._update_front(trial)
+            if not known:
+                self.on_trial(trial, self)
+        return ""
+
+    def _finish(self, proposal: Proposal, result: Scored | Failure) -> Trial:
+        number = len(self.trials)
+        modelled = self.problem.modelled_latency(proposal.policy)
+        if isinstance(result, Failure):
+            return Trial(
+                number=number,
+                policy=proposal.policy,
+                origin=proposal.origin,
+                latency_modelled=modelled,
+                failure=result,
+            )
+        path = self.model_path(proposal.policy.id)
+        try:
+            path.write_bytes(result.model)
+        except OSError as error:
+            raise disk_error(path, error) from None
+        start = self.clock()
+        measurement = self.executor.measure(path)
+        seconds = {**result.seconds, "measure": self.clock() - start}
+        failed = isinstance(measurement, Failure)
+        return Trial(
+            number=number,
+            policy=proposal.policy,
+            origin=proposal.origin,
+            metric=result.metric,
+            latency=None if isinstance(measurement, Failure) else measurement.latency,
+            latency_modelled=modelled,
+            size_bytes=result.size_bytes,
+            peak_memory_bytes=None if isinstance(measurement, Failure) else measurement.peak_memory_bytes,
+            weight_bits_mean=result.weight_bits_mean,
+            sha256=result.sha256,
+            seconds=seconds,
+            failure=measurement if failed else None,  # type: ignore[arg-type]
+        )
+
+    def model_path(self, policy_id: str) -> Path:
+        """Where the candidate's file lies while it is on the front."""
+        return self.models / f"{policy_id}.onnx"
+
+    def _update_front(self, trial: Trial) -> None:
+        before = {old.id for old in self.front}
+        # A dominated trial never comes back, so the front of the front and the new one is the front of all.
+        self.front = self.problem.front([*self.front, trial])
+        now = {kept.id for kept in self.front}
+        for gone in (before | {trial.id}) - now:
+            self.model_path(gone).unlink(missing_ok=True)
+
+    def _late(self, limits: Limits) -> bool:
+        return limits.deadline is not None and self.clock() >= limits.deadline
+
+
+def _passing(trial: Trial) -> bool:
+    return trial.failure is not None and trial.failure.reason in PASSING_FAILURES
+
+

@@ -1,0 +1,132 @@
+"""What is searched: the free choices, the seeds, and how a trial is judged."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from autoq.core.objectives import (
+    Constraints,
+    Direction,
+    Objective,
+    Values,
+    constraint_excesses,
+    constraint_violations,
+    losses,
+    trial_values,
+)
+from autoq.core.policy import Policy
+from autoq.core.result import Trial
+from autoq.core.scheme import FLOAT32, Scheme
+from autoq.numerics.cost import modelled_ratio
+from autoq.numerics.pareto import non_dominated
+from autoq.search.candidates import Candidates
+from autoq.spec.hardware import Profile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One search: candidates per layer, the seeds, objectives and constraints, and float32's own values.
+
+    ``canonical`` makes equal what the graph forces to be equal (:meth:`autoq.model.placement.Placer.canonical`).
+    """
+
+    candidates: tuple[Candidates, ...]
+    canonical: Callable[[Policy], Policy]
+    seed_schemes: tuple[Scheme, ...]
+    objectives: tuple[Objective, ...]
+    direction: Direction
+    constraints: Constraints
+    baseline: Values
+    profile: Profile
+
+    @property
+    def choices(self) -> dict[str, tuple[Scheme, ...]]:
+        """Layer -> its schemes, for the layers that have a choice of their own."""
+        free = (entry for entry in self.candidates if entry.layer.tied_to is None)
+        return {entry.layer.name: entry.schemes for entry in free if len(entry.schemes) > 1}
+
+    def complete(self, chosen: Mapping[str, Scheme]) -> Policy:
+        """The canonical policy of all layers that a choice for the free ones gives."""
+        schemes = {}
+        for entry in self.candidates:
+            owner = entry.layer.tied_to or entry.layer.name
+            schemes[entry.layer.name] = chosen.get(owner) or schemes.get(owner) or entry.schemes[0]
+        return self.canonical(Policy.of(schemes))
+
+    def seeds(self) -> list[tuple[str, dict[str, Scheme]]]:
+        """The uniform policies, as far as each layer allows, by the name of their scheme; float32 is the baseline."""
+        return [
+            (str(wanted), {name: _nearest(wanted, schemes) for name, schemes in self.choices.items()})
+            for wanted in self.seed_schemes
+            if wanted != FLOAT32
+        ]
+
+    def modelled_latency(self, policy: Policy) -> float:
+        """The profile's estimate of ``ratio_to_float32``: costs per multiply-accumulate, weighted by the layers' own."""
+        schemes = dict(policy)
+        layers = [entry.layer for entry in self.candidates]
+        costs = [self.profile.cost(layer.op_type, schemes[layer.name]) for layer in layers]
+        return modelled_ratio([float(layer.macs or layer.parameters) for layer in layers], costs)
+
+    def proposer_losses(self, trial: Trial) -> tuple[tuple[float, ...], float]:
+        """The losses and the constraint excess that guide proposals: the same in every run of a job.
+
+        Latency is the modelled one, and size stands for peak memory, since measurements differ from run to run.
+        """
+        values = dataclasses.replace(
+            trial_values(trial), latency_ratio=trial.latency_modelled, peak_memory_bytes=trial.size_bytes
+        )
+        baseline = dataclasses.replace(self.baseline, peak_memory_bytes=self.baseline.size_bytes)
+        excesses = constraint_excesses(values, self.constraints, baseline, self.direction)
+        return losses(values, self.objectives, self.direction), sum(max(0.0, e) for e in excesses.values() if e)
+
+    def violations(self, trial: Trial) -> list[str]:
+        """A sentence for each constraint that the trial's measurements break."""
+        return constraint_violations(trial_values(trial), self.constraints, self.baseline, self.direction)
+
+    def front(self, trials: Iterable[Trial]) -> list[Trial]:
+        """The feasible complete trials that neither another trial nor float32 itself dominates, best metric first."""
+        feasible = [trial for trial in trials if trial.failure is None and not self.violations(trial)]
+        if not feasible:
+            return []
+        rows = [losses(trial_values(trial), self.objectives, self.direction) for trial in feasible]
+        own = losses(self.baseline, self.objectives, self.direction)
+        kept = non_dominated([own, *rows])[1:]
+        front = [(row, trial) for row, trial, keep in zip(rows, feasible, kept, strict=True) if keep]
+        return [trial for _, trial in sorted(front, key=lambda pair: pair[0])]
+
+    def nearest_miss(self, trials: Sequence[Trial]) -> str:
+        """Why no trial is feasible: which constraint binds, and the trial that comes nearest."""
+        complete = [trial for trial in trials if trial.failure is None]
+        if not complete:
+            return "no trial was completed"
+        excesses = [
+            {
+                name: float("inf") if excess is None else excess
+                for name, excess in constraint_excesses(
+                    trial_values(trial), self.constraints, self.baseline, self.direction
+                ).items()
+            }
+            for trial in complete
+        ]
+        if not any(value > 0 for entry in excesses for value in entry.values()):
+            return "every feasible trial is dominated by float32 itself: nothing was gained"
+        binding = max(excesses[0], key=lambda name: min(entry[name] for entry in excesses))
+        nearest = min(range(len(complete)), key=lambda i: max(excesses[i].values()))
+        broken = "; ".join(self.violations(complete[nearest])) or "none"
+        return f"{binding} binds; the nearest miss is {complete[nearest].id} ({complete[nearest].origin}): {broken}"
+
+
+def _nearest(wanted: Scheme, schemes: Sequence[Scheme]) -> Scheme:
+    """``wanted``, or what comes nearest to it of ``schemes``: same activations first, then the number of bits."""
+    if wanted in schemes:
+        return wanted
+
+    def distance(scheme: Scheme) -> tuple[bool, int, bool]:
+        both = scheme.activation is not None, wanted.activation is not None
+        bits = abs(scheme.weight_bits - wanted.weight_bits)
+        return both[0] != both[1], bits, scheme.activation != wanted.activation
+
+    return min(schemes, key=distance)

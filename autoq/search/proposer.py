@@ -1,0 +1,177 @@
+"""Proposes policies with Optuna (its only home).
+
+Two studies, for a reason each. Proposals come from a study in memory, which costs milliseconds. What it is told of
+latency is the profile's *model* of it, not the measurement: measurements differ a little from run to run, and a search
+must propose the same candidates for the same job and seed, whatever evaluates them. Finished trials, with what was
+*measured*, are written through to a study in the run folder, for ``optuna-dashboard`` and the record.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState, create_trial
+
+from autoq.core.policy import Policy
+from autoq.core.result import Trial
+from autoq.core.scheme import Scheme
+from autoq.errors import JobError, RunError
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+SamplerName = Literal["nsga2", "tpe", "random"]
+SAMPLERS: tuple[SamplerName, ...] = ("nsga2", "tpe", "random")
+
+_VIOLATION = "autoq:violation"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """A canonical policy to evaluate, and who proposed it."""
+
+    policy: Policy
+    origin: str
+    handle: int
+
+
+class Proposer:
+    """Asks Optuna for policies over per-layer categorical choices; never gives the same policy twice.
+
+    ``choices`` maps each free layer to its schemes. ``complete`` turns the free choices into a canonical policy of all
+    layers. ``seeds`` are proposed first, in order.
+    """
+
+    def __init__(
+        self,
+        choices: Mapping[str, Sequence[Scheme]],
+        complete: Any,
+        *,
+        seeds: Sequence[tuple[str, Mapping[str, Scheme]]],
+        objectives: int,
+        sampler: SamplerName,
+        seed: int,
+    ) -> None:
+        self._by_text = {name: {str(scheme): scheme for scheme in schemes} for name, schemes in choices.items()}
+        self._space = {name: CategoricalDistribution(tuple(texts)) for name, texts in self._by_text.items()}
+        self._complete = complete
+        self._study = optuna.create_study(
+            directions=["minimize"] * objectives, sampler=_sampler(sampler, seed)
+        )
+        self._name = sampler
+        self._random = random.Random(seed)
+        self._known: dict[Policy, tuple[tuple[float, ...], float] | None] = {}
+        self._asked: set[Policy] = set()
+        self._open: dict[int, optuna.Trial] = {}
+        self._seeds = [(name, {layer: str(scheme) for layer, scheme in choice.items()}) for name, choice in seeds]
+        for _, texts in self._seeds:
+            self._study.enqueue_trial(texts)
+        self._seed_of = {number: name for number, (name, _) in enumerate(self._seeds)}
+
+    def ask(self, count: int) -> list[Proposal]:
+        """Up to ``count`` new policies; fewer, in the end none, when the space holds no more."""
+        proposals: list[Proposal] = []
+        misses = 0
+        while len(proposals) < count and misses < 200:
+            trial = self._study.ask(self._space)
+            policy = self._policy(trial.params)
+            if policy in self._asked:
+                misses += 1
+                self._tell_known(trial, policy)
+                if trial.number in self._seed_of:
+                    continue
+                policy_or_none = self._neighbour(trial.params)
+                if policy_or_none is None:
+                    continue
+                params, policy = policy_or_none
+                self._study.enqueue_trial(params)
+                trial = self._study.ask(self._space)
+            self._asked.add(policy)
+            self._open[trial.number] = trial
+            seed = self._seed_of.get(trial.number)
+            origin = f"seed:{seed}" if seed else f"sampler:{self._name}"
+            proposals.append(Proposal(policy=policy, origin=origin, handle=trial.number))
+        return proposals
+
+    def tell(self, proposal: Proposal, losses: Sequence[float] | None, violation: float = 0.0) -> None:
+        """The outcome of a proposal: its losses, or ``None`` where it failed. ``violation`` > 0 is infeasible."""
+        self._known[proposal.policy] = None if losses is None else (tuple(losses), violation)
+        self._tell_known(self._open.pop(proposal.handle), proposal.policy)
+
+    def _tell_known(self, trial: optuna.Trial, policy: Policy) -> None:
+        known = self._known.get(policy)
+        if known is None:  # failed, or still being evaluated: nothing to learn
+            self._study.tell(trial, state=TrialState.FAIL)
+        else:
+            trial.set_user_attr(_VIOLATION, known[1])
+            self._study.tell(trial, list(known[0]))
+
+    def _policy(self, texts: Mapping[str, str]) -> Policy:
+        return self._complete({name: self._by_text[name][texts[name]] for name in self._by_text})
+
+    def _neighbour(self, texts: Mapping[str, str]) -> tuple[dict[str, str], Policy] | None:
+        """A new policy a few choices away from ``texts``, with more changes the longer none is found."""
+        open_layers = [name for name, known in self._by_text.items() if len(known) > 1]
+        for attempt in range(64):
+            changed = dict(texts)
+            for name in self._random.sample(open_layers, min(len(open_layers), 1 + attempt // 16)):
+                changed[name] = self._random.choice([text for text in self._by_text[name] if text != changed[name]])
+            policy = self._policy(changed)
+            if policy not in self._asked:
+                return changed, policy
+        return None
+
+
+class StudyRecord:
+    """The study in the run folder: what was measured, in a storage that ``optuna-dashboard`` opens."""
+
+    def __init__(self, path: Path, name: str, directions: Sequence[str], metric_names: Sequence[str]) -> None:
+        try:
+            self._study = optuna.create_study(
+                storage=f"sqlite:///{path}", study_name=name, directions=list(directions), load_if_exists=True
+            )
+            self._study.set_metric_names(list(metric_names))
+        except Exception as error:  # SQLAlchemy's and Optuna's errors share no base
+            raise RunError(f"the Optuna study {path} cannot be opened: {error}") from None
+        self._written = len(self._study.get_trials(deepcopy=False))
+
+    def add(self, trial: Trial, params: Mapping[str, Sequence[str]], values: Sequence[float] | None) -> None:
+        """Writes one finished trial; ``params`` maps layer -> its choices, ``values`` the objectives or ``None``."""
+        if trial.number < self._written:
+            return
+        texts = trial.policy.to_text()
+        chosen = {name: texts[name] for name in params}
+        # What canonicalization gave may not be among a layer's own choices.
+        space = {name: CategoricalDistribution(tuple(dict.fromkeys([*options, chosen[name]]))) for name, options in params.items()}
+        attrs: dict[str, Any] = {"policy_id": trial.id, "origin": trial.origin, "number": trial.number}
+        if trial.failure is not None:
+            attrs["failure"] = f"{trial.failure.reason}: {trial.failure.message}"
+        self._study.add_trial(
+            create_trial(
+                state=TrialState.FAIL if values is None else TrialState.COMPLETE,
+                values=None if values is None else list(values),
+                params=chosen,
+                distributions=space,
+                user_attrs=attrs,
+            )
+        )
+
+
+def _sampler(name: SamplerName, seed: int) -> optuna.samplers.BaseSampler:
+    def violations(trial: optuna.trial.FrozenTrial) -> list[float]:
+        return [trial.user_attrs.get(_VIOLATION, 0.0)]
+
+    if name == "nsga2":
+        return optuna.samplers.NSGAIISampler(population_size=24, seed=seed, constraints_func=violations)
+    if name == "tpe":
+        return optuna.samplers.TPESampler(
+            n_startup_trials=0, multivariate=True, constant_liar=True, seed=seed, constraints_func=violations
+        )
+    if name == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    raise JobError(f"unknown sampler {name!r}; known: {', '.join(SAMPLERS)}")

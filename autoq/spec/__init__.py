@@ -1,0 +1,1 @@
+"""YAML -> checked values: job files, search spaces, hardware profiles. An error names the file and the field."""

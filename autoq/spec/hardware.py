@@ -1,0 +1,219 @@
+"""The hardware profile: what runs on a piece of hardware, with which runtime, and about how fast.
+
+:func:`load_profile` reads version 1 of the format, which docs/hardware-profiles.md explains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from autoq.core.layer import LAYER_OPS
+from autoq.core.scheme import FLOAT32, Scheme
+from autoq.errors import JobError
+from autoq.spec.checking import AsTuple, Count, Fields, Text, nearest, show, validate
+from autoq.spec.document import read_mapping
+from autoq.spec.job import LatencyChoice
+from autoq.spec.resources import find_named
+from autoq.spec.schemes import all_schemes, glob_problem, matches, nearest_scheme, without_calibration
+
+Kind = Literal["cpu", "gpu", "npu"]
+Names = Annotated[tuple[Text, ...], AsTuple]
+
+
+class Forbidden(Fields):
+    """Schemes (a glob) that an op cannot have here, and why, in words for the user."""
+
+    schemes: Text
+    why: Text
+
+
+class OpRules(Fields):
+    """The schemes (globs) that one op may have; ``forbid`` is stronger than ``allow``."""
+
+    allow: Annotated[tuple[Text, ...], AsTuple, Field(min_length=1)] = Field(examples=["[float32, w8a8]"])
+    forbid: Annotated[tuple[Forbidden, ...], AsTuple] = ()
+
+
+class RuntimeChoice(Fields):
+    """The runtime that models are scored and timed on, its execution provider and what else it takes."""
+
+    name: Text = Field(examples=["onnxruntime"])
+    provider: Text = "CPUExecutionProvider"
+    options: dict[Text, Any] = Field(default_factory=dict)
+
+    @field_validator("options")
+    @classmethod
+    def _are_scalars(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, option in value.items():
+            if not isinstance(option, str | int | float):
+                raise ValueError(f"{name!r} must be text, a number, true or false")
+        return value
+
+
+class LatencySettings(Fields):
+    """Rows per inference, threads, and timed blocks per candidate (``None``: the meter's own choice)."""
+
+    batch: Count = 1
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    samples: Annotated[int, Field(ge=2, le=100_000)] | None = None
+
+
+class Match(Fields):
+    """How the machine is known: an empty list asks for nothing."""
+
+    arch: Names = ()
+    any_cpu_flags: Names = ()
+    all_cpu_flags: Names = ()
+
+
+class _ProfileFields(Fields):
+    version: Literal[1] = Field(examples=[1])
+    name: Text
+    kind: Kind = Field(examples=["cpu"])
+    description: str = ""
+    runtime: RuntimeChoice = Field(examples=["{name: onnxruntime}"])
+    latency: LatencySettings = LatencySettings()
+    match: Match = Match()
+    ops: Annotated[dict[Text, OpRules], Field(min_length=1)] = Field(examples=["{Conv: {allow: [float32, w8a8]}}"])
+    cost: dict[Text, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """A checked hardware profile. ``costs`` maps (op type, or ``""`` for all, and scheme text) to a modelled cost."""
+
+    name: str
+    kind: Kind
+    description: str
+    runtime: RuntimeChoice
+    latency: LatencySettings
+    match: Match
+    ops: Mapping[str, OpRules]
+    costs: Mapping[tuple[str, str], float]
+
+    def legal(self, op_type: str, scheme: Scheme) -> str | None:
+        """``None`` where a layer of ``op_type`` may have ``scheme`` here; else why not, in words."""
+        rules = self.ops.get(op_type)
+        if rules is None:
+            return None if scheme == FLOAT32 else f"the profile {self.name} says nothing of {op_type}: it stays float32"
+        for forbidden in rules.forbid:
+            if matches(forbidden.schemes, scheme):
+                return forbidden.why
+        if any(matches(glob, scheme) for glob in rules.allow):
+            return None
+        return f"the profile {self.name} allows {op_type} only {', '.join(rules.allow)}"
+
+    def cost(self, op_type: str, scheme: Scheme) -> float:
+        """Modelled time per multiply-accumulate, float32 = 1; it guides proposals and is never a measurement."""
+        return _cost(self.costs, op_type, scheme) or 1.0
+
+    def latency_with(self, override: LatencyChoice) -> LatencySettings:
+        """The profile's settings, those of the job in place of them where it gives any."""
+        given = override.model_dump(exclude_none=True)
+        return LatencySettings.model_validate(self.latency.model_dump() | given)
+
+    def match_problems(self, arch: str, cpu_flags: Collection[str]) -> list[str]:
+        """Why a machine with this architecture and these CPU flags is not this hardware; empty where it is."""
+        problems = []
+        if self.match.arch and arch.lower() not in [known.lower() for known in self.match.arch]:
+            problems.append(f"the machine's architecture is {arch or 'unknown'}, not {' or '.join(self.match.arch)}")
+        flags = {flag.lower() for flag in cpu_flags}
+        any_of, all_of = self.match.any_cpu_flags, self.match.all_cpu_flags
+        if any_of and not any(flag.lower() in flags for flag in any_of):
+            problems.append(f"the CPU has none of {', '.join(any_of)}")
+        missing = [flag for flag in all_of if flag.lower() not in flags]
+        if missing:
+            problems.append(f"the CPU lacks {', '.join(missing)}")
+        return problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that decides a search's outcome, as JSON can hold it; the profile's identity."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "runtime": self.runtime.model_dump(mode="json"),
+            "latency": self.latency.model_dump(mode="json"),
+            "ops": {op: rules.model_dump(mode="json") for op, rules in self.ops.items()},
+            "costs": {f"{op}:{text}": cost for (op, text), cost in self.costs.items()},
+        }
+
+
+def load_profile(name_or_path: str | Path, base_dir: str | Path) -> Profile:
+    """The profile of that name, or in the YAML file at that path relative to ``base_dir``.
+
+    Raises :class:`JobError`, which lists every problem and names the nearest op, scheme or field for a typo.
+    """
+    path = find_named("hardware_profiles", name_or_path, Path(base_dir))
+    fields = validate(_ProfileFields, read_mapping(path, "hardware profile"), str(path))
+    costs, problems = _read_costs(fields.cost)
+    for op, rules in fields.ops.items():
+        if op not in LAYER_OPS:
+            problems.append(f"ops: no layer is a {show(op)}{nearest(op, LAYER_OPS)}; known: {', '.join(LAYER_OPS)}")
+        globs = [(f"ops.{op}.allow[{number}]", glob) for number, glob in enumerate(rules.allow)]
+        globs += [(f"ops.{op}.forbid[{number}].schemes", each.schemes) for number, each in enumerate(rules.forbid)]
+        problems += [f"{field}: {problem}" for field, glob in globs if (problem := glob_problem(glob))]
+    profile = Profile(
+        name=fields.name,
+        kind=fields.kind,
+        description=fields.description.strip(),
+        runtime=fields.runtime,
+        latency=fields.latency,
+        match=fields.match,
+        ops=fields.ops,
+        costs=costs,
+    )
+    if not problems:
+        problems = _unpriced(profile)
+    if problems:
+        raise JobError("\n".join(f"{path}: {problem}" for problem in problems))
+    return profile
+
+
+def _read_costs(values: Mapping[str, Any]) -> tuple[dict[tuple[str, str], float], list[str]]:
+    """The ``cost`` section: scheme -> number for every op, or op -> (scheme -> number)."""
+    costs: dict[tuple[str, str], float] = {}
+    problems: list[str] = []
+    # "w8a8-s8" is no whole scheme: only a calibration is missing, which changes no speed.
+    known = {without_calibration(scheme) for scheme in all_schemes()}
+    for key, value in values.items():
+        table, op = (value, key) if isinstance(value, Mapping) else ({key: value}, "")
+        if op and op not in LAYER_OPS:
+            problems.append(f"cost: no layer is a {show(op)}{nearest(op, LAYER_OPS)}; known: {', '.join(LAYER_OPS)}")
+            continue
+        for text, number in table.items():
+            field = f"cost.{op}.{text}" if op else f"cost.{text}"
+            if text not in known:
+                problems.append(f"{field}: no scheme (less its @calibration) is called that{nearest_scheme(str(text))}")
+            elif isinstance(number, bool) or not isinstance(number, int | float) or not 1e-6 <= number <= 1e6:
+                problems.append(f"{field}: must be a number above 0, the time relative to float32 ({show(number)})")
+            else:
+                costs[op, str(text)] = float(number)
+    return costs, problems
+
+
+def _cost(costs: Mapping[tuple[str, str], float], op_type: str, scheme: Scheme) -> float | None:
+    """The cost of the op itself before that of all ops; of the scheme itself before that with fewer options."""
+    if scheme == FLOAT32:
+        return 1.0
+    text = without_calibration(scheme)
+    unrounded = text.removesuffix("-gptq")  # how weights were rounded changes no speed
+    for op in (op_type, ""):
+        for name in (text, unrounded, unrounded.removesuffix("-tensor"), scheme.family):
+            if (op, name) in costs:
+                return costs[op, name]
+    return None
+
+
+def _unpriced(profile: Profile) -> list[str]:
+    missing = {
+        (op, scheme.family): None
+        for op in profile.ops
+        for scheme in all_schemes()
+        if profile.legal(op, scheme) is None and _cost(profile.costs, op, scheme) is None
+    }
+    return [f"cost: {op} may be {family}, which has no cost; add cost.{op}.{family}" for op, family in missing]

@@ -1,0 +1,266 @@
+"""The job file: which model, which data, which metric, on which hardware, out of which space, for how long.
+
+:func:`load_job` reads version 1 of the format, which docs/job-files.md explains field by field.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
+
+from autoq.core.objectives import Constraints, Direction, Objective
+from autoq.errors import JobError
+from autoq.spec.checking import AsTuple, Count, Fields, Positive, Text, show, validate
+from autoq.spec.data_fields import Data, check_function
+from autoq.spec.document import check_bounds, read_mapping
+from autoq.spec.durations import parse_duration
+
+
+class ModelFile(Fields):
+    """The trained model: an ONNX file, relative to the job file."""
+
+    path: Text = Field(examples=["model.onnx"])
+
+
+class MetricChoice(Fields):
+    """``name``: a scikit-learn metric. ``function``: ``file.py:name``, called with (outputs, targets).
+
+    For a scikit-learn metric, ``output`` names the model output it reads (default: the first), ``axis`` the axis of
+    that output's classes (default: the last) and ``kwargs`` what else the metric takes. ``direction`` overrides the
+    metric's own.
+    """
+
+    name: Text | None = None
+    function: Text | None = None
+    output: Text | None = None
+    axis: Annotated[int, Field(ge=-32, le=32)] | None = None
+    kwargs: dict[Text, Any] = Field(default_factory=dict)
+    direction: Direction | None = None
+
+    @field_validator("function")
+    @classmethod
+    def _names_a_function(cls, value: str | None) -> str | None:
+        return value if value is None else check_function(value)
+
+    @field_validator("kwargs")
+    @classmethod
+    def _is_json(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+            text.encode()
+            read: dict[str, Any] = json.loads(text)
+        except (ValueError, TypeError, RecursionError):
+            raise ValueError("may hold finite numbers, text, true, false, null, lists and mappings") from None
+        if _keys(read) != _keys(value):
+            raise ValueError("every key in it must be text")
+        return read
+
+    @model_validator(mode="after")
+    def _name_or_function(self) -> Self:
+        if (self.name is None) == (self.function is None):
+            raise ValueError("give either name (a scikit-learn metric) or function (file.py:name)")
+        if self.function is not None and (self.output is not None or self.axis is not None or self.kwargs):
+            raise ValueError("output, axis and kwargs go with name; a function is given all outputs and picks itself")
+        return self
+
+
+class Budget(Fields):
+    """The search ends after ``trials`` candidates or ``time_s`` seconds (``time`` in the file), what comes first."""
+
+    trials: Count = 100
+    time_s: float | None = Field(default=None, alias="time")
+
+    @field_validator("time_s", mode="before")
+    @classmethod
+    def _seconds(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        try:
+            return parse_duration(value)
+        except JobError as error:
+            raise ValueError(str(error)) from None
+
+
+class Tracking(Fields):
+    """The MLflow server and experiment; ``None`` is the default of each."""
+
+    uri: Text | None = None
+    experiment: Text | None = None
+
+
+class LatencyChoice(Fields):
+    """Overrides the hardware profile's: rows per inference, threads, and timed blocks per candidate."""
+
+    batch: Count | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    samples: Annotated[int, Field(ge=2, le=100_000)] | None = None
+
+
+class _ConstraintFields(Fields):
+    max_metric_drop: Annotated[float, Field(ge=0)] | None = None
+    max_latency_ratio: Positive | None = None
+    max_size_ratio: Positive | None = None
+    max_peak_memory_ratio: Positive | None = None
+
+
+def _one_hardware(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        raise ValueError("one hardware profile to a job for now; run one job for each")
+    return value
+
+
+class _JobFields(Fields):
+    version: Literal[1] = Field(examples=[1])
+    name: Annotated[Text, Field(max_length=200)] = Field(examples=["my-model"])
+    model: ModelFile = Field(examples=["{path: model.onnx}"])
+    data: Data = Field(examples=["{calibration: {path: train.npz}, search: {path: val.npz}, final: {path: test.npz}}"])
+    metric: MetricChoice = Field(examples=["{name: accuracy}"])
+    hardware: Annotated[Text, BeforeValidator(_one_hardware)] = Field(examples=["cpu-x86-onnxruntime"])
+    space: Text = "default"
+    objectives: Annotated[tuple[Objective, ...], AsTuple, Field(min_length=1)] = ("metric", "latency", "size")
+    constraints: _ConstraintFields = _ConstraintFields()
+    budget: Budget = Budget()
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    tracking: Tracking = Tracking()
+    latency: LatencyChoice = LatencyChoice()
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, value: str) -> str:
+        if "/" in value or "\\" in value or value in (".", "..") or not value.isprintable():
+            raise ValueError("must be printable and have no slash, since folders are named after it")
+        return value
+
+    @field_validator("objectives")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("names an objective twice")
+        return value
+
+    @model_validator(mode="after")
+    def _metric_has_targets(self) -> Self:
+        if self.metric.name is not None and self.data.target is None:
+            raise ValueError(f"metric {self.metric.name!r} compares with labels: give data.target, their array's key")
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A checked job. Paths in it are as written, relative to ``base_dir``, which is absolute."""
+
+    name: str
+    model: ModelFile
+    data: Data
+    metric: MetricChoice
+    hardware: str
+    space: str = "default"
+    objectives: tuple[Objective, ...] = ("metric", "latency", "size")
+    constraints: Constraints = field(default_factory=Constraints)
+    budget: Budget = field(default_factory=Budget)
+    seed: int = 0
+    tracking: Tracking = field(default_factory=Tracking)
+    latency: LatencyChoice = field(default_factory=LatencyChoice)
+    base_dir: Path
+
+    @property
+    def model_path(self) -> Path:
+        """The model file, absolute."""
+        return self.resolve(self.model.path)
+
+    def resolve(self, path: str) -> Path:
+        """A path of the job file, absolute."""
+        return self.base_dir / path
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but ``base_dir``, defaults filled in, as JSON can hold it; ``load_job(it, base_dir)`` is this job."""
+        metric = _dump(self.metric) | {"kwargs": json.loads(json.dumps(self.metric.kwargs))}
+        bounds = {name: getattr(self.constraints, name) for name in Constraints.__dataclass_fields__}
+        return {
+            "version": 1,
+            "name": self.name,
+            "model": _dump(self.model),
+            "data": _dump(self.data),
+            "metric": metric,
+            "hardware": self.hardware,
+            "space": self.space,
+            "objectives": list(self.objectives),
+            "constraints": {name: bound for name, bound in bounds.items() if bound is not None},
+            "budget": _dump(self.budget),
+            "seed": self.seed,
+            "tracking": _dump(self.tracking),
+            "latency": _dump(self.latency),
+        }
+
+    def overridden(
+        self,
+        *,
+        trials: int | None = None,
+        time: str | float | None = None,
+        tracking_uri: str | None = None,
+        seed: int | None = None,
+    ) -> Job:
+        """This job with what is not ``None`` replaced, checked as in a file (:class:`JobError`)."""
+        values = self.to_dict()
+        changes = [("budget", "trials", trials), ("budget", "time", time), ("tracking", "uri", tracking_uri)]
+        for section, name, value in changes:
+            if value is not None:
+                values[section][name] = value
+        if seed is not None:
+            values["seed"] = seed
+        return load_job(values, self.base_dir)
+
+
+def load_job(source: str | Path | Mapping[str, Any] | Job, base_dir: str | Path | None = None) -> Job:
+    """The job in a YAML file, or in a mapping of the same form.
+
+    ``base_dir`` is what paths in the job are relative to: by default the file's folder, or for a mapping the
+    current folder. Files that the job names are not opened. Raises :class:`JobError`, which lists every problem.
+    """
+    if isinstance(source, Job):
+        return source
+    if isinstance(source, Mapping):
+        where = "job"
+        values = source
+        check_bounds(values, where)
+        folder = Path() if base_dir is None else Path(base_dir)
+    elif isinstance(source, str | Path):
+        where = str(source)
+        values = read_mapping(Path(source), "job file")
+        folder = Path(source).parent if base_dir is None else Path(base_dir)
+    else:
+        raise JobError(f"a job is a path of a YAML file or a mapping, not {show(source)}")
+    absolute = Path(os.path.abspath(folder))
+    fields = validate(_JobFields, values, where, {"base_dir": absolute})
+    return Job(
+        name=fields.name,
+        model=fields.model,
+        data=fields.data,
+        metric=fields.metric,
+        hardware=fields.hardware,
+        space=fields.space,
+        objectives=fields.objectives,
+        constraints=Constraints(**fields.constraints.model_dump()),
+        budget=fields.budget,
+        seed=fields.seed,
+        tracking=fields.tracking,
+        latency=fields.latency,
+        base_dir=absolute,
+    )
+
+
+def _dump(fields: BaseModel) -> dict[str, Any]:
+    return fields.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _keys(value: Any) -> Any:
+    """The shape of nested containers with their keys, to see whether JSON kept it."""
+    if isinstance(value, dict):
+        return {key: _keys(item) for key, item in value.items()}
+    return [_keys(item) for item in value] if isinstance(value, list | tuple) else None

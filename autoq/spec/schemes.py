@@ -1,0 +1,149 @@
+"""Scheme texts as YAML files write them: brace expansion, globs, and the nearest name for a typo."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+from itertools import islice, product
+
+from autoq.core.scheme import CALIBRATION_METHODS, WEIGHT_BITS, Scheme
+from autoq.errors import JobError
+from autoq.spec.checking import show
+
+MAX_EXPANDED = 2000  # of one text, and of one list
+_MAX_LENGTH = 300
+_MAX_PROBLEMS = 10
+_PERCENTILES = ("99", "99.5", "99.9", "99.95", "99.99", "99.995", "99.999", "99.9995", "99.9999")
+
+
+def expand_braces(text: str) -> list[str]:
+    """``"w{8,4}a8@{minmax,mse}"`` -> four texts, the last brace varying fastest; braces may nest.
+
+    Raises :class:`JobError` for braces that do not pair, and for more than ``MAX_EXPANDED`` texts.
+    """
+    if len(text) > _MAX_LENGTH:
+        raise JobError(f"{show(text)}: too long for a scheme")
+    depth = 0
+    for character in text:
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth < 0:
+            break
+    if depth != 0:
+        raise JobError(f"{show(text)}: '{{' and '}}' do not pair")
+    found = list(islice(_expanded(text), MAX_EXPANDED + 1))
+    if len(found) > MAX_EXPANDED:
+        raise JobError(f"{show(text)}: stands for more than {MAX_EXPANDED} schemes")
+    return found
+
+
+def parse_schemes(texts: Iterable[str], where: str) -> tuple[Scheme, ...]:
+    """The schemes that ``texts`` stand for, braces expanded, without repeats, in order.
+
+    Raises :class:`JobError` with one line, led by ``where``, for each text that is no scheme.
+    """
+    schemes: dict[Scheme, None] = {}
+    problems: list[str] = []
+    count = 0
+    for index, text in enumerate(texts):
+        try:
+            expanded = expand_braces(text)
+        except JobError as error:
+            problems.append(f"{where}[{index}]: {error}")
+            continue
+        count += len(expanded)
+        if count > MAX_EXPANDED:
+            problems.append(f"{where}: stands for more than {MAX_EXPANDED} schemes")
+            break
+        for each in expanded:
+            try:
+                schemes[Scheme.parse(each)] = None
+            except JobError as error:
+                problems.append(f"{where}[{index}]: {error}{nearest_scheme(each)}")
+        if len(problems) > _MAX_PROBLEMS:
+            problems[_MAX_PROBLEMS:] = [f"{where}: and more like these"]
+            break
+    if problems:
+        raise JobError("\n".join(problems))
+    return tuple(schemes)
+
+
+def all_schemes() -> tuple[Scheme, ...]:
+    """Every scheme of the grammar, with a few percentiles for the endless many."""
+    return _ALL
+
+
+def without_calibration(scheme: Scheme) -> str:
+    """The scheme's text up to the ``@``: ``w8a8-s8``."""
+    return str(scheme).partition("@")[0]
+
+
+def matches(glob: str, scheme: Scheme) -> bool:
+    """Whether ``glob`` matches the scheme's text, or its text up to the ``@``."""
+    return fnmatchcase(str(scheme), glob) or fnmatchcase(without_calibration(scheme), glob)
+
+
+def glob_problem(glob: str) -> str:
+    """Why ``glob`` can match no scheme, or an empty string."""
+    if any(matches(glob, scheme) for scheme in _ALL):
+        return ""
+    try:
+        Scheme.parse(glob)  # a percentile that is not among the few in all_schemes
+    except JobError:
+        return f"{show(glob)} matches no scheme{nearest_scheme(glob)}"
+    return ""
+
+
+def nearest_scheme(text: str) -> str:
+    """``"; did you mean 'w8a8@minmax'"`` for the scheme nearest to ``text``, or an empty string."""
+    known = dict.fromkeys(each for scheme in _ALL for each in (without_calibration(scheme), str(scheme)))
+    found = difflib.get_close_matches(text[:100], known, n=1, cutoff=0.7)
+    return f"; did you mean {found[0]!r}" if found and found[0] != text else ""
+
+
+def _expanded(text: str) -> Iterator[str]:
+    start = text.find("{")
+    if start < 0:
+        yield text
+        return
+    end, alternatives = _alternatives(text, start)
+    # Lazily, so that a text which stands for a billion costs only as many as are taken.
+    for alternative in alternatives:
+        for middle in _expanded(alternative):
+            for rest in _expanded(text[end:]):
+                yield text[:start] + middle + rest
+
+
+def _alternatives(text: str, start: int) -> tuple[int, list[str]]:
+    """Where the brace that opens at ``start`` has closed, and its comma-separated parts."""
+    depth = 0
+    parts = [""]
+    for position in range(start, len(text)):
+        character = text[position]
+        if character == "{":
+            depth += 1
+        elif character == "}":
+            depth -= 1
+        if depth == 0:
+            return position + 1, parts
+        if character == "," and depth == 1:
+            parts.append("")
+        elif position > start:
+            parts[-1] += character
+    raise AssertionError(f"braces of {text!r} were checked to pair")
+
+
+def _every_text() -> Iterator[str]:
+    yield from ("float32", "float16")
+    calibrations = [
+        text
+        for method in CALIBRATION_METHODS
+        for text in ([f"percentile{p}" for p in _PERCENTILES] if method == "percentile" else [method])
+    ]
+    for bits, tensor, rounding in product(WEIGHT_BITS, ("", "-tensor"), ("", "-gptq")):
+        yield f"w{bits}{tensor}{rounding}"
+        for signed, calibration in product(("", "-s8"), calibrations):
+            yield f"w{bits}a8{signed}{tensor}{rounding}@{calibration}"
+
+
+_ALL = tuple(Scheme.parse(text) for text in _every_text())

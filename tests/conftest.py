@@ -1,0 +1,38 @@
+"""Shared by all tests: one thread, no telemetry, no windows; the benchmark data; the same random examples each run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before any library reads them. Spinning threads beside a second test process make both many times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# No deadline: a busy machine is no bug. Derandomized: a failure here is a failure everywhere.
+settings.register_profile("autoq", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("autoq")
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The root of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def bench() -> Path:
+    """The folder of real models and data (``cifar10/``, ``sts/``); the test is skipped where there is none."""
+    folder = Path(os.environ.get("AUTOQ_BENCH") or ROOT.parent / "shared" / "bench")
+    if not folder.is_dir():
+        pytest.skip(f"no benchmark data at {folder}; set AUTOQ_BENCH to its folder")
+    return folder

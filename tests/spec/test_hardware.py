@@ -1,0 +1,150 @@
+"""Hardware profiles: what is legal, what it costs, which machine it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from autoq.core.layer import LAYER_OPS
+from autoq.core.scheme import FLOAT32, Scheme
+from autoq.errors import JobError
+from autoq.spec.hardware import Profile, load_profile
+from autoq.spec.job import LatencyChoice
+from autoq.spec.resources import named
+from autoq.spec.schemes import all_schemes
+
+SMALL: dict[str, Any] = {
+    "version": 1,
+    "name": "small",
+    "kind": "cpu",
+    "runtime": {"name": "onnxruntime"},
+    "ops": {
+        "Conv": {
+            "allow": ["float32", "w[84]", "w8a8*"],
+            "forbid": [{"schemes": "*-s8*", "why": "signed activations do not fuse"}],
+        },
+        "MatMul": {"allow": ["float32", "w8a8*"]},
+    },
+    "cost": {"w8": 1.5, "w4": 2, "w8a8": 0.5, "MatMul": {"w8a8": 0.3, "w8a8-tensor": 0.25, "w8a8-s8": 0.9}},
+}
+
+
+def load(tmp_path: Path, **changes: Any) -> Profile:
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(SMALL | changes))
+    return load_profile("p.yaml", tmp_path)
+
+
+def scheme(text: str) -> Scheme:
+    return Scheme.parse(text)
+
+
+def test_legal_or_why_not(tmp_path: Path) -> None:
+    profile = load(tmp_path)
+    assert profile.legal("Conv", FLOAT32) is None
+    assert profile.legal("Conv", scheme("w8a8@mse")) is None
+    assert profile.legal("Conv", scheme("w8a8-s8@mse")) == "signed activations do not fuse"
+    assert profile.legal("Conv", scheme("w4-gptq")) == "the profile small allows Conv only float32, w[84], w8a8*"
+    assert profile.legal("MatMul", scheme("w8a8-s8@mse")) is None
+    assert profile.legal("Gemm", FLOAT32) is None  # an op that the profile does not know stays float
+    assert profile.legal("Gemm", scheme("w8")) == "the profile small says nothing of Gemm: it stays float32"
+
+
+def test_cost_takes_the_most_specific_figure(tmp_path: Path) -> None:
+    profile = load(tmp_path)
+    expected = {
+        ("Conv", "float32"): 1.0,
+        ("Conv", "w8"): 1.5,
+        ("Conv", "w8a8@mse"): 0.5,
+        ("Conv", "w8a8-tensor-gptq@mse"): 0.5,
+        ("MatMul", "w8a8@mse"): 0.3,
+        ("MatMul", "w8a8-gptq@mse"): 0.3,
+        ("MatMul", "w8a8-tensor-gptq@mse"): 0.25,
+        ("MatMul", "w8a8-s8-tensor@mse"): 0.9,
+    }
+    assert {key: profile.cost(key[0], scheme(key[1])) for key in expected} == expected
+
+
+def test_which_machine(tmp_path: Path) -> None:
+    match = {"arch": ["x86_64", "AMD64"], "any_cpu_flags": ["avx512_vnni", "avx_vnni"], "all_cpu_flags": ["avx2"]}
+    profile = load(tmp_path, match=match)
+    assert profile.match_problems("x86_64", {"avx2", "avx_vnni"}) == []
+    assert profile.match_problems("amd64", ["AVX2", "avx512_vnni"]) == []
+    assert profile.match_problems("aarch64", []) == [
+        "the machine's architecture is aarch64, not x86_64 or AMD64",
+        "the CPU has none of avx512_vnni, avx_vnni",
+        "the CPU lacks avx2",
+    ]
+    assert load(tmp_path).match_problems("riscv64", []) == []
+
+
+def test_the_job_overrides_latency_settings(tmp_path: Path) -> None:
+    profile = load(tmp_path, latency={"batch": 4, "threads": 2})
+    assert profile.latency_with(LatencyChoice()) == profile.latency
+    merged = profile.latency_with(LatencyChoice(threads=8, samples=12))
+    assert (merged.batch, merged.threads, merged.samples) == (4, 8, 12)
+
+
+def test_every_profile_that_comes_with_autoq_loads_and_is_whole(tmp_path: Path) -> None:
+    for name in named("hardware_profiles"):
+        profile = load_profile(name, tmp_path)
+        assert profile.name == name and profile.description
+        for op in LAYER_OPS:
+            assert profile.legal(op, FLOAT32) is None
+            for each in all_schemes():
+                assert profile.cost(op, each) > 0
+
+
+def test_the_x86_profile_states_what_was_measured(tmp_path: Path) -> None:
+    profile = load_profile("cpu-x86-onnxruntime", tmp_path)
+    for each in all_schemes():
+        assert profile.legal("Conv", each) is None
+        reason = profile.legal("ConvTranspose", each)
+        assert (reason is None) == (each.activation is None)
+        assert reason is None or "no integer ConvTranspose" in reason
+        if each.activation is None:
+            assert profile.cost("Conv", each) == 1.0
+        else:
+            assert (profile.cost("Conv", each) > 1) == each.activation.signed
+    assert profile.match_problems("x86_64", ["avx2"]) == ["the CPU has none of avx512_vnni, avx_vnni"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"kind": "tpu"}, "kind: must be 'cpu', 'gpu' or 'npu'"),
+        ({"runtime": {}}, "runtime.name: missing; for example name: onnxruntime"),
+        ({"runtime": {"name": "x", "options": {"a": [1]}}}, "runtime.options: 'a' must be text, a number"),
+        ({"ops": {}}, "ops: must not be empty"),
+        ({"ops": {"Cov": {"allow": ["float32"]}}}, "ops: no layer is a 'Cov'; did you mean 'Conv'"),
+        ({"ops": {"Conv": {"allow": ["float23"]}}}, r"ops.Conv.allow\[0\]: 'float23' .*did you mean 'float32'"),
+        ({"ops": {"Conv": {"alow": ["float32"]}}}, "ops.Conv.alow: unknown field; did you mean 'allow'"),
+        (
+            {"ops": {"Conv": {"allow": ["float32"], "forbid": [{"schemes": "w3", "why": "x"}]}}},
+            r"ops.Conv.forbid\[0\].schemes: 'w3' matches no scheme",
+        ),
+        ({"ops": {"Conv": {"allow": ["float32"], "forbid": [{"schemes": "w8"}]}}}, r"forbid\[0\].why: missing"),
+        ({"cost": {"w8": 1.0}}, "cost: Conv may be w4, which has no cost; add cost.Conv.w4"),
+        ({"cost": {"Cnv": {"w8": 1}}}, "cost: no layer is a 'Cnv'; did you mean 'Conv'"),
+        ({"cost": {"w8a9": 1}}, "cost.w8a9: no scheme .*did you mean 'w8a8'"),
+        ({"cost": {"w8": 0}}, "cost.w8: must be a number above 0"),
+        ({"cost": {"w8": True}}, "cost.w8: must be a number above 0"),
+        ({"cost": {"w8": float("nan")}}, "cost.w8: must be a number above 0"),
+        ({"cost": {"Conv": {"w8": "fast"}}}, "cost.Conv.w8: must be a number above 0"),
+        ({"latency": {"batch": 0}}, "latency.batch: must be greater than or equal to 1"),
+        ({"match": {"cpu": ["x"]}}, "match.cpu: unknown field"),
+    ],
+)
+def test_wrong_profiles(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(JobError, match=said) as caught:
+        load(tmp_path, **changes)
+    assert str(tmp_path / "p.yaml") in str(caught.value)
+
+
+def test_unknown_names(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="unknown hardware profile 'cpu-x86-onnxrutime'; did you mean 'cpu-x86-onnx"):
+        load_profile("cpu-x86-onnxrutime", tmp_path)
+    with pytest.raises(JobError, match="no such hardware profile"):
+        load_profile("x/y", tmp_path)
