@@ -64,7 +64,7 @@ format: $(STAMP) ## put right what ruff can
 ui: $(STAMP) ## MLflow on the local store (HOST=127.0.0.1 PORT=5000)
 	@mkdir -p runs
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 --backend-store-uri sqlite:///runs/mlflow.db \
-	  --default-artifact-root runs/mlartifacts --host $(HOST) --port $(PORT)
+	  --artifacts-destination runs/mlartifacts --host $(HOST) --port $(PORT)
 
 dashboard: $(STAMP) ## Optuna's dashboard of one run (RUN=runs/demo DASHBOARD_PORT=8080)
 	@test -f $(RUN)/study.db || { echo "$(RUN)/study.db does not exist; give a run folder: make dashboard RUN=..." >&2; exit 2; }

@@ -21,9 +21,11 @@ from autoq.model.bank import default_cache_dir
 from autoq.model.calibrate import output_shapes
 from autoq.model.layers import with_macs
 from autoq.model.lower import Lowering
+from autoq.model.placement import Placer
 from autoq.model.source import SourceModel, read_model
 from autoq.numerics.bootstrap import spearman
 from autoq.record.front import write_front
+from autoq.record.manifest import layer_record
 from autoq.record.publish import EXAMPLE_ROWS, publish
 from autoq.record.run_folder import RunFolder, free_name
 from autoq.record.tracking import Tracker
@@ -147,7 +149,7 @@ def read_setting(job: Job, *, force: bool = False, warn: Callable[[str], None] =
     first_rows = {name: array[:rows] for name, array in splits["search"].inputs.items()}
     layers = with_macs(model.layers, output_shapes(model.graph, model.layers, first_rows))
     model = dataclasses.replace(model, layers=layers)
-    found = tuple(candidates(model.graph, layers, space, profile, model.opset))
+    found = candidates(model.graph, layers, space, profile, model.opset)
     for pattern in space.unmatched([(layer.name, layer.op_type) for layer in layers]):
         warn(f"space {space.name!r}: the rule {pattern!r} fits no layer of this model")
     return Setting(
@@ -297,10 +299,19 @@ def _record(folder: RunFolder, setting: Setting, resume: bool) -> dict[str, Any]
         "job": job.to_dict(),
         "base_dir": str(job.base_dir),
         "model_sha256": setting.model.sha256,
+        "layers": _layer_records(setting.model),
         "profile": setting.profile.name,
         "versions": software_versions(),
         "tracking": recorded.get("tracking", {}),
     }
+
+
+def _layer_records(model: SourceModel) -> list[dict[str, Any]]:
+    placer = Placer(model.graph, model.layers)
+    return [
+        layer_record(layer, tuple(dict.fromkeys([layer.output, placer.stored(model.graph.nodes[layer.node], False)])))
+        for layer in model.layers
+    ]
 
 
 def _open_tracker(folder: RunFolder, record: dict[str, Any], setting: Setting, events: Events) -> Tracker:

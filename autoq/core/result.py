@@ -22,8 +22,8 @@ class Latency:
     """Measured alone on the target, in warm blocks in turn with the float32 baseline.
 
     ``ratio_to_float32`` is the median over blocks of candidate time / baseline time (0.5 = twice as fast), with
-    its 95 % bootstrap interval ``ratio_ci95``. ``blocks_ms`` keeps the raw samples: one mean time per inference in
-    milliseconds for each block, and ``baseline_blocks_ms`` the baseline's of the same block.
+    its 95 % bootstrap interval ``ratio_ci95``. ``blocks_ms`` keeps the raw samples: the median time per inference
+    in milliseconds of each block, and ``baseline_blocks_ms`` the baseline's of the same block.
     """
 
     median_ms: float

@@ -94,6 +94,7 @@ class Bank:
                 rounding=spec.rounding,
                 hessian=moments[layer.name] if spec.rounding == "gptq" else None,
                 groups=layer.groups,
+                output_axis=layer.channel_axis,
             )
         except ValueError as error:
             raise ModelError(f"layer {layer.name!r}: {error}") from None
@@ -137,7 +138,7 @@ class Bank:
         expected = (layer.channels,) if axis is not None else (1,)
         if values.shape != layer.weight_shape or values.dtype != np.int8 or scale.shape != expected:
             return None
-        return QuantizedWeight(values=values, scale=scale, axis=axis)
+        return QuantizedWeight(values=values, scale=scale, axis=axis, bits=spec.bits)
 
     def _write(self, layer: Layer, spec: WeightSpec, entry: QuantizedWeight) -> None:
         path = self._path(layer, spec)

@@ -292,7 +292,7 @@ def _with_room_for_bias(weight: QuantizedWeight, input_scale: np.float32, bias: 
     if (scale == weight.scale).all():
         return weight
     shrunk = np.rint(weight.values * (weight.scale.astype(np.float64) / scale).reshape(_broadcast_shape(weight)))
-    return QuantizedWeight(values=shrunk.astype(np.int8), scale=scale.astype(np.float32), axis=weight.axis)
+    return QuantizedWeight(values=shrunk.astype(np.int8), scale=scale.astype(np.float32), axis=weight.axis, bits=weight.bits)
 
 
 def _broadcast_shape(weight: QuantizedWeight) -> list[int]:

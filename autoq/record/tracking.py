@@ -11,17 +11,15 @@ import logging
 import os
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from autoq.core.result import Front, FrontPoint, Trial
 from autoq.errors import TrackingError
 from autoq.record.choice import drop_of
-from autoq.record.front import write_front
-from autoq.record.summary import front_table, policy_summary
+from autoq.record.front_files import collect_front_files, flat_table
+from autoq.record.summary import policy_summary
 from autoq.record.tracking_fields import (
     MAX_BATCH,
     MAX_LAYER_PARAMS,
@@ -33,16 +31,16 @@ from autoq.record.tracking_fields import (
     trial_params,
     trial_tags,
 )
-from autoq.record.tracking_store import check_store, default_artifact_root
+from autoq.record.tracking_queue import PatientQueue
+from autoq.record.tracking_store import check_store, default_artifact_root, without_secrets
 
 if TYPE_CHECKING:
     import numpy as np
+
     from mlflow import MlflowClient
 
 _log = logging.getLogger("autoq.tracking")
 
-# After a failed request the server is left alone this long (seconds), twice as long after each further one.
-_FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0
 # Answers that another attempt would get again: the trial is given up, the queue behind it goes on.
 _LASTING_ERRORS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"})
 _TABLE = "front_table.json"
@@ -61,14 +59,18 @@ class Tracker:
         clock: Callable[[], float],
     ) -> None:  # fmt: skip
         self.uri = uri
+        self._shown = without_secrets(uri)  # as messages name it
         self.experiment_id = experiment_id
         self.run_id = run_id
         self._client = client
         self._warn = warn
-        self._clock = clock
         self._problems: dict[str, None] = {}
-        self._queue: deque[Trial] = deque()
-        self._pause, self._not_before = _FIRST_PAUSE, float("-inf")
+        self._queue = PatientQueue(
+            self._write_trial,
+            lasting=lambda error: getattr(error, "error_code", None) in _LASTING_ERRORS,
+            failed=lambda trial, error: self._remember(f"trial {trial.number} could not be logged: {_reason(error)}"),
+            clock=clock,
+        )
         self._done: dict[tuple[str, str, str], str] = {}  # trial key -> child run id, complete
         self._begun: dict[tuple[str, str, str], str] = {}  # trial key -> child run id, half written
         self._child_of: dict[str, str] = {}  # policy id -> child run id
@@ -90,9 +92,9 @@ class Tracker:
         """Connect to ``uri`` and begin a parent run, or go on with ``resume_run_id``.
 
         ``uri`` is as MLflow takes it: ``sqlite:////abs/mlflow.db``, ``http://host:5000``, …. A new experiment keeps its
-        artifacts under the folder ``artifact_root``; without one it is the folder ``mlartifacts`` beside an SQLite file,
-        and the server's own choice elsewhere. ``params`` is the job, nested or flat. A run to resume that the server
-        does not know is begun anew. ``warn`` is told the first problem after opening, once.
+        artifacts under the folder ``artifact_root``; without one that is ``mlartifacts`` beside an SQLite file, and the
+        server's own choice elsewhere. ``params`` is the job, nested or flat. A run to resume that the server does not
+        know is begun anew. ``warn`` is told the first problem after opening, once.
         Raises :class:`~autoq.errors.TrackingError`, within seconds, when the server cannot be reached or written.
         """
         check_store(uri)
@@ -113,8 +115,8 @@ class Tracker:
             raise
         except Exception as error:  # MLflow lets through whatever its database driver or HTTP library raises
             raise TrackingError(
-                f"the tracking server {uri} cannot be used: {_reason(error)}; see that it runs and may be written, or "
-                "give another --tracking-uri"
+                f"the tracking server {without_secrets(uri)} cannot be used: {_reason(error)}; see that it runs and "
+                "may be written, or give another --tracking-uri"
             ) from error
         return tracker
 
@@ -137,8 +139,8 @@ class Tracker:
 
     def log_trial(self, trial: Trial) -> None:
         """Log a trial as a child run, unless it is there already. Never raises: what fails waits for the next call."""
-        self._queue.append(trial)
-        self._flush(now=False)
+        with _quiet():
+            self._queue.put(trial)
 
     def log_front(
         self, front: Front, trials: Sequence[Trial], run_dir: str | os.PathLike[str],
@@ -150,7 +152,7 @@ class Tracker:
         the metrics ``final_metric``, ``final_drop``, ``final_latency_ratio`` and the tag ``autoq.front``. Never raises.
         """
         with self._guard("the front could not be logged"), tempfile.TemporaryDirectory() as folder:
-            _collect_front_files(front, trials, Path(run_dir), Path(folder), extras or {})
+            collect_front_files(front, trials, Path(run_dir), Path(folder), extras or {})
             self._client.log_artifacts(self.run_id, folder)
             self._log_table(front)
             counts = {"trials_complete": front.trials_complete, "trials_failed": front.trials_failed}
@@ -183,31 +185,15 @@ class Tracker:
 
     def finish(self, status: Status = "FINISHED") -> None:
         """Log what waits, if the server will have it, and end the parent run. Never raises."""
-        self._flush(now=True)
+        with _quiet():
+            self._queue.flush()
         with self._guard("the run could not be ended"):
             self._client.set_terminated(self.run_id, status)
         if self._queue:
-            self._remember(f"{len(self._queue)} trials are in the run folder but not in {self.uri}; --resume logs them")
+            waiting = f"{len(self._queue)} trials are in the run folder but not in {self._shown}"
+            self._remember(f"{waiting}; --resume logs them")
 
     # Writing -------------------------------------------------------------------------------------------------------
-
-    def _flush(self, *, now: bool) -> None:
-        if not now and self._clock() < self._not_before:
-            return
-        while self._queue:
-            trial = self._queue[0]
-            try:
-                with _quiet():
-                    self._write_trial(trial)
-            except Exception as error:  # whatever the client raises: see open
-                self._remember(f"trial {trial.number} could not be logged: {_reason(error)}")
-                if getattr(error, "error_code", None) not in _LASTING_ERRORS:
-                    self._not_before = self._clock() + self._pause
-                    self._pause = min(2 * self._pause, _LONGEST_PAUSE)
-                    return
-            else:
-                self._pause, self._not_before = _FIRST_PAUSE, float("-inf")
-            self._queue.popleft()
 
     def _write_trial(self, trial: Trial) -> None:
         tags = trial_tags(trial)
@@ -274,13 +260,7 @@ class Tracker:
     def _log_table(self, front: Front) -> None:
         import pandas as pd
 
-        rows = [asdict(row) for row in front_table(front)]
-        for row in rows:
-            row["marks"] = ", ".join(row["marks"])
-            for name in ("metric_ci95", "drop_ci95", "speedup_ci95"):
-                low, high = row.pop(name) or (None, None)
-                row[f"{name}_low"], row[f"{name}_high"] = low, high
-        frame = pd.DataFrame(rows)
+        frame = pd.DataFrame(flat_table(front))
         # log_table appends to a table that is there; a resumed search replaces it.
         if any(file.path == _TABLE for file in self._client.list_artifacts(self.run_id)):
             self._client.log_text(self.run_id, frame.to_json(orient="split", index=False), _TABLE)
@@ -353,14 +333,15 @@ class Tracker:
     @contextlib.contextmanager
     def _guard(self, what: str) -> Iterator[None]:
         try:
-            with _quiet():
+            # A server may pass large files on to a slow store before it answers.
+            with _quiet(seconds=60):
                 yield
         except Exception as error:  # whatever the client raises: see open
             self._remember(f"{what}: {_reason(error)}")
 
     def _remember(self, problem: str) -> None:
         if not self._problems:
-            self._warn(f"tracking in {self.uri} has a problem, and the search goes on: {problem}")
+            self._warn(f"tracking in {self._shown} has a problem, and the search goes on: {problem}")
         self._problems[problem] = None
 
 
@@ -370,13 +351,16 @@ def _experiment_id(client: MlflowClient, uri: str, name: str, artifact_root: str
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return str(client.create_experiment(name, artifact_location=artifact_root))
+            # The user interface opens an experiment of this kind on its runs and not on its traces.
+            kind = {"mlflow.experimentKind": "custom_model_development"}
+            return str(client.create_experiment(name, artifact_location=artifact_root, tags=kind))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another search was quicker
                 raise
             experiment = client.get_experiment_by_name(name)
     if experiment is None or experiment.lifecycle_stage != "active":
-        raise TrackingError(f"the experiment {name!r} in {uri} is deleted; restore it or use another name")
+        where = without_secrets(uri)
+        raise TrackingError(f"the experiment {name!r} in {where} is deleted; restore it or use another name")
     return str(experiment.experiment_id)
 
 
@@ -401,29 +385,6 @@ def _known_run(client: MlflowClient, run_id: str, experiment_id: str) -> str | N
     return run_id
 
 
-def _collect_front_files(
-    front: Front, trials: Sequence[Trial], run_dir: Path, folder: Path, extras: Mapping[str, Mapping[str, object]]
-) -> None:
-    from autoq.record.interactive import front_html
-    from autoq.record.plots import plot_front, png, policy_heatmap
-    from autoq.record.report import report_html
-
-    makers: dict[str, Callable[[], bytes]] = {
-        "front.png": lambda: png(plot_front(front, trials)),
-        "policies.png": lambda: png(policy_heatmap(front)),
-        "front.html": lambda: front_html(front, trials).encode(),
-        "report.html": lambda: report_html(front, trials, extras).encode(),
-    }
-    for name, make in makers.items():
-        there = run_dir / name
-        (folder / name).write_bytes(there.read_bytes() if there.is_file() else make())
-    there = run_dir / "front.json"
-    if there.is_file():
-        (folder / "front.json").write_bytes(there.read_bytes())
-    else:
-        write_front(front, folder / "front.json")
-
-
 def _requirements() -> list[str]:
     from importlib.metadata import version
 
@@ -431,7 +392,7 @@ def _requirements() -> list[str]:
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = without_secrets(" ".join(str(error).split()))
     return cut(text, 300) if text else type(error).__name__
 
 
@@ -455,21 +416,22 @@ def _as_default_server(uri: str) -> Iterator[None]:
 # The user's own settings win. By default MLflow would retry a dead server for minutes.
 _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
     "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Settings and log levels around a call of MLflow; both are put back."""
+def _quiet(seconds: int = 5) -> Iterator[None]:
+    """Settings and log levels around a call of MLflow; both are put back. A request may take ``seconds``."""
     # Telemetry runs in a thread of its own, so these two hold for the whole process.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
-    added = {name: value for name, value in _SETTINGS.items() if name not in os.environ}
+    settings = _SETTINGS | {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}
+    added = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(added)
     import mlflow  # noqa: F401  (it sets its own log levels when first imported, before ours)
 

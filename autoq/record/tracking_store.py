@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from autoq.errors import TrackingError
@@ -31,6 +32,11 @@ def sqlite_path(uri: str) -> Path | None:
         return None
     path = uri.split(":///", 1)[1].split("?", 1)[0] if ":///" in uri else ""
     return Path(path) if path and path != ":memory:" else None
+
+
+def without_secrets(text: str) -> str:
+    """``text`` with the user and password of every URI in it replaced by ``***``."""
+    return re.sub(r"://[^/@\s]*@", "://***@", text)
 
 
 def default_artifact_root(uri: str) -> str | None:
@@ -70,8 +76,8 @@ def _check_database(uri: str, scheme: str) -> None:
         finally:
             engine.dispose()
     except Exception as error:  # a driver that is missing, refuses or cannot connect raises what it likes
-        host = sqlalchemy.engine.make_url(uri).render_as_string(hide_password=True) if "@" in uri else uri
+        reason = without_secrets(str(error).splitlines()[0] if str(error) else type(error).__name__)
         raise TrackingError(
-            f"the tracking database {host} cannot be used: {str(error).splitlines()[0]}; see that it runs and that its "
+            f"the tracking database {without_secrets(uri)} cannot be used: {reason}; see that it runs and that its "
             "Python driver is installed"
         ) from error

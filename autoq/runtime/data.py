@@ -174,12 +174,13 @@ def _rows(
     table: _Table, wanted: Sequence[tuple[str, str]], source: Source, group: int, origin: str, *, minimum: int
 ) -> tuple[int, int]:
     """The first row of the split, and the row after the last."""
-    counts: dict[str, int] = {}
     for key, purpose in wanted:
         if key not in table.keys:
             raise DataError(
                 f"{origin} has no array {key!r} (for {purpose}){nearest(key, table.keys)}; it has {listed(table.keys)}"
             )
+    counts: dict[str, int] = {}
+    for key, _ in wanted:
         shape = table.shape(key)
         if not shape:
             raise DataError(f"{origin}: array {key!r} is a single number, not one value for each row")

@@ -92,6 +92,11 @@ def open_session(
         raise TrialError("load", f"ONNX Runtime rejects the model: {clean_message(error)}") from error
 
 
+def available_providers() -> list[str]:
+    """The execution providers of this build of ONNX Runtime."""
+    return list(onnxruntime.get_available_providers())
+
+
 def input_specs(model: onnxruntime.InferenceSession | bytes | Path) -> tuple[InputSpec, ...]:
     """The inputs of a session, or of a model (which is opened for it), in the model's order.
 
@@ -159,7 +164,7 @@ def clean_message(error: BaseException) -> str:
 
 
 def _check_provider(provider: str) -> None:
-    available = onnxruntime.get_available_providers()
+    available = available_providers()
     if provider not in available:  # ONNX Runtime itself would warn and silently run on the CPU
         raise ProfileError(f"this onnxruntime has no {provider!r}; it has {', '.join(available)}")
 

@@ -28,12 +28,14 @@ class Candidates:
     refused: tuple[tuple[Scheme, str], ...] = ()
 
 
-def candidates(graph: Graph, layers: Sequence[Layer], space: Space, profile: Profile, opset: int) -> list[Candidates]:
+def candidates(
+    graph: Graph, layers: Sequence[Layer], space: Space, profile: Profile, opset: int
+) -> tuple[Candidates, ...]:
     """The candidates of every layer. A layer left with no scheme stays float32.
 
     Raises :class:`ProfileError` when no layer has a choice at all.
     """
-    found = [_candidates(graph, layer, space, profile, opset) for layer in layers]
+    found = all_candidates(graph, layers, space, profile, opset)
     if all(entry.schemes == (FLOAT32,) for entry in found):
         why = next((reason for entry in found for _, reason in entry.refused), "the space offers float32 only")
         raise ProfileError(
@@ -41,6 +43,13 @@ def candidates(graph: Graph, layers: Sequence[Layer], space: Space, profile: Pro
             f"search. For one: {why}. `autoq layers MODEL` shows all reasons"
         )
     return found
+
+
+def all_candidates(
+    graph: Graph, layers: Sequence[Layer], space: Space, profile: Profile, opset: int
+) -> tuple[Candidates, ...]:
+    """As :func:`candidates`, also where no layer has a choice."""
+    return tuple(_candidates(graph, layer, space, profile, opset) for layer in layers)
 
 
 def weight_specs(found: Sequence[Candidates]) -> list[tuple[Layer, WeightSpec]]:

@@ -9,6 +9,7 @@ must propose the same candidates for the same job and seed, whatever evaluates t
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,6 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 SamplerName = Literal["nsga2", "tpe", "random"]
 SAMPLERS: tuple[SamplerName, ...] = ("nsga2", "tpe", "random")
-
-_VIOLATION = "autoq:violation"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
@@ -108,7 +106,7 @@ class Proposer:
         if known is None:  # failed, or still being evaluated: nothing to learn
             self._study.tell(trial, state=TrialState.FAIL)
         else:
-            trial.set_user_attr(_VIOLATION, known[1])
+            trial.set_constraint("constraints", known[1])
             self._study.tell(trial, list(known[0]))
 
     def _policy(self, texts: Mapping[str, str]) -> Policy:
@@ -135,7 +133,9 @@ class StudyRecord:
             self._study = optuna.create_study(
                 storage=f"sqlite:///{path}", study_name=name, directions=list(directions), load_if_exists=True
             )
-            self._study.set_metric_names(list(metric_names))
+            with warnings.catch_warnings():  # the names are for the dashboard; it does without them
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                self._study.set_metric_names(list(metric_names))
         except Exception as error:  # SQLAlchemy's and Optuna's errors share no base
             raise RunError(f"the Optuna study {path} cannot be opened: {error}") from None
         self._written = len(self._study.get_trials(deepcopy=False))
@@ -163,15 +163,10 @@ class StudyRecord:
 
 
 def _sampler(name: SamplerName, seed: int) -> optuna.samplers.BaseSampler:
-    def violations(trial: optuna.trial.FrozenTrial) -> list[float]:
-        return [trial.user_attrs.get(_VIOLATION, 0.0)]
-
     if name == "nsga2":
-        return optuna.samplers.NSGAIISampler(population_size=24, seed=seed, constraints_func=violations)
+        return optuna.samplers.NSGAIISampler(population_size=24, seed=seed)
     if name == "tpe":
-        return optuna.samplers.TPESampler(
-            n_startup_trials=0, multivariate=True, constant_liar=True, seed=seed, constraints_func=violations
-        )
+        return optuna.samplers.TPESampler(n_startup_trials=0, multivariate=True, constant_liar=True, seed=seed)
     if name == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     raise JobError(f"unknown sampler {name!r}; known: {', '.join(SAMPLERS)}")

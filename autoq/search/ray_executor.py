@@ -26,6 +26,7 @@ _QUIET = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TQDM": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # its C++ core would write warnings over the progress bar
     # A full disk is reported by autoq when it writes; Ray would refuse to work from 95 % on.
     "RAY_local_fs_capacity_threshold": "1.0",
 }
@@ -39,10 +40,7 @@ class RayExecutor:
     """
 
     def __init__(self, workload: Workload, meter: Meter, *, address: str, workers: int = 0) -> None:
-        for name, value in _QUIET.items():
-            os.environ.setdefault(name, value)
-        import ray
-
+        ray = _import_ray()
         self._ray = ray
         self._meter = meter
         self._owns = not ray.is_initialized()
@@ -52,21 +50,13 @@ class RayExecutor:
         count = min(workers or cores, cores) or 1
         self.description = f"Ray {ray.__version__}, {count} worker{'s' if count > 1 else ''}"
         worker = ray.remote(Evaluator).options(num_cpus=1, max_restarts=-1, max_task_retries=1)
-        reference = ray.put(workload)
-        self._actors = [worker.remote(reference) for _ in range(count)]
+        # Kept, since an actor that is started again fetches it again.
+        self._workload = ray.put(workload)
+        self._actors = [worker.remote(self._workload) for _ in range(count)]
 
     def _start(self, address: str, workers: int) -> None:
-        options: dict[str, Any] = {
-            "logging_level": logging.ERROR,
-            "log_to_driver": False,
-            "include_dashboard": False,
-            "runtime_env": {"env_vars": _worker_environment()},
-        }
-        if address == "local":
-            options["num_cpus"] = workers or os.cpu_count() or 1
-            options["_node_ip_address"] = "127.0.0.1"
         try:
-            self._ray.init(address=address, **options) if address != "local" else self._ray.init(address="local", **options)
+            self._ray.init(address=address, **_options(address, workers or os.cpu_count() or 1))
         except Exception as error:  # Ray raises from several trees
             raise RunError(
                 f"Ray at {address!r} cannot be reached: {str(error).splitlines()[0]}; start it with `ray start --head`, "
@@ -120,6 +110,42 @@ class RayExecutor:
                 self._ray.kill(actor)
         if self._owns:
             self._ray.shutdown()
+
+
+def try_ray() -> str:
+    """Starts Ray here with one worker and runs one task; why that failed, or nothing."""
+    try:
+        ray = _import_ray()
+        ray.init(address="local", **_options("local", 1))
+        try:
+            return "" if ray.get(ray.remote(_answer).remote(), timeout=60) == _answer() else "a task gave a wrong result"
+        finally:
+            ray.shutdown()
+    except Exception as error:  # Ray raises from several trees, and import errors count as well
+        return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _answer() -> int:
+    return 42
+
+
+def _import_ray() -> Any:
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    return ray
+
+
+def _options(address: str, cores: int) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "logging_level": logging.ERROR,
+        "log_to_driver": False,
+        "runtime_env": {"env_vars": _worker_environment()},
+    }
+    if address == "local":
+        options |= {"num_cpus": cores, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    return options
 
 
 def _worker_environment() -> dict[str, str]:

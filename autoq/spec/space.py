@@ -51,6 +51,9 @@ class Rule:
         """Whether the rule is for this layer. ``*`` matches slashes too; a literal ``[`` is written ``[[]``."""
         return op_type in self.op and fnmatchcase(layer, self.match)
 
+    def __str__(self) -> str:
+        return self.match if set(self.op) >= set(LAYER_OPS) else f"{self.match} ({', '.join(self.op)})"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
@@ -70,17 +73,11 @@ class Space:
         return self.schemes
 
     def unmatched(self, layers: Iterable[tuple[str, str]]) -> list[str]:
-        """A sentence for each rule that is first for none of ``layers`` (name, op type): most likely a typo."""
-        layers = list(layers)
+        """The rules, as text, that come first for none of ``layers`` (name, op type): most likely each is a typo."""
         used = {
             next((number for number, rule in enumerate(self.rules) if rule.applies(*layer)), None) for layer in layers
         }
-        return [
-            f"rule {number} of space {self.name!r} (match {rule.match!r}, op {', '.join(rule.op)}) changes no layer"
-            f"{nearest(rule.match, (name for name, _ in layers))}"
-            for number, rule in enumerate(self.rules)
-            if number not in used
-        ]
+        return [str(rule) for number, rule in enumerate(self.rules) if number not in used]
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, as JSON can hold it; the space's identity. The name and description do not change what it is."""

@@ -15,7 +15,7 @@ for name in calibration.npz val.npz test.npz make_minilm.py; do
     exit 2
   fi
 done
-cp "$source"/{calibration,val,test}.npz "$here"
+install -m 0644 "$source"/{calibration,val,test}.npz "$here"
 
 if [ -f "$here/minilm.onnx" ]; then
   echo "prepare.sh: minilm.onnx is here already; delete it to make it anew"

@@ -79,7 +79,9 @@ def test_bounds_are_kept_before_the_rule_chooses(four: Front) -> None:
 
 
 def test_the_binding_bound_is_named_with_the_nearest_miss(four: Front) -> None:
-    with pytest.raises(RunError, match=r"no point .* keeps --max-latency-ratio 0\.3 \(the nearest, bb33, has the ratio 0\.4\)"):
+    with pytest.raises(
+        RunError, match=r"no point .* --max-latency-ratio 0\.3 \(the nearest, bb33, has the ratio 0\.4\)"
+    ):
         select(four, "best", max_drop=0.5, max_latency_ratio=0.3)
     with pytest.raises(RunError, match="loosen a bound") as caught:
         select(four, "best", max_latency_ratio=0.3, max_drop=0.5)

@@ -80,7 +80,9 @@ def without_samples(point: FrontPoint) -> FrontPoint:
     return replace(point, latency=latency)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(front=fronts)
 def test_any_front_comes_back_as_it_was(front: Front, tmp_path: Path) -> None:
     write_front(front, tmp_path / "front.json")
@@ -100,9 +102,7 @@ def test_version_1_is_still_read() -> None:
     (point,) = front.points
     assert point.policy.to_text() == {"/conv1/Conv": "w8a8@minmax", "/fc/Gemm": "w4a8-gptq@percentile99.99"}
     assert point.metric == MetricPair(search=0.881, final=0.8755, final_ci95=(0.861, 0.89), drop_ci95=(0.0, 0.008))
-    assert point.latency == Latency(
-        median_ms=0.96, ratio_to_float32=0.505, ratio_ci95=(0.49, 0.52), batch=1, threads=1
-    )
+    assert point.latency == Latency(median_ms=0.96, ratio_to_float32=0.505, ratio_ci95=(0.49, 0.52), batch=1, threads=1)
     assert (point.size_bytes, point.peak_memory_bytes, point.weight_bits_mean) == (196236, None, 6.0)
     assert front.dropped[0].why == "slower than float32 when timed again"
 

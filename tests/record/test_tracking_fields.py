@@ -21,7 +21,11 @@ from autoq.record.tracking_fields import (
 )
 
 
-@given(names=st.lists(st.text(max_size=300) | st.sampled_from(["a//b", "/a", "..", "a/../b", "", "a[0]", "a(0)"]), unique=True))
+@given(
+    names=st.lists(
+        st.text(max_size=300) | st.sampled_from(["a//b", "/a", "..", "a/../b", "", "a[0]", "a(0)"]), unique=True
+    )
+)
 def test_any_names_become_distinct_keys_that_the_server_takes(names: list[str]) -> None:
     from mlflow.utils.validation import _validate_param
 

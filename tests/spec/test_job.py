@@ -140,7 +140,7 @@ def test_overriding_from_the_command_line(tmp_path: Path) -> None:
     other = job.overridden(trials=7, time="1h30m", tracking_uri="http://x", seed=3)
     assert (other.budget.trials, other.budget.time_s, other.tracking.uri, other.seed) == (7, 5400.0, "http://x", 3)
     assert job.overridden() == job
-    with pytest.raises(JobError, match="budget.trials: must be greater than or equal to 1"):
+    with pytest.raises(JobError, match=r"budget\.trials: must be greater than or equal to 1"):
         job.overridden(trials=0)
 
 
@@ -305,7 +305,7 @@ def test_the_bench_jobs(bench: Path) -> None:
 
 _SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=4) | st.dates()
-    | st.sampled_from([10**400, -(10**4200), "\ud800", "a\0", "v.npz", "f.py:g", "NHWC->NCHW", "1h", object(), {1}, ...])
+    | st.sampled_from([10**400, -(10**4200), "\ud800", "a\0", "v.npz", "f.py:g", "NHWC->NCHW", "1h", {1}, ...])
 )  # fmt: skip
 _FIELDS = sorted({"from", "zz", "", *FULL, *FULL["data"], *FULL["data"]["search"], *FULL["budget"], *FULL["metric"]})
 _VALUES = st.recursive(
@@ -343,7 +343,7 @@ def _mutate(values: Any, place: tuple[Any, ...], action: str, value: Any) -> Non
             del values[last]
         else:  # rename
             values[value if isinstance(value, str | int | None) else "x"] = values.pop(last)
-    except (KeyError, IndexError, TypeError):
+    except (KeyError, IndexError, TypeError, AttributeError):  # an earlier mutation took the place away
         return
 
 

@@ -70,9 +70,8 @@ rules:
     assert texts(space.schemes_for("/a/conv[0]", "ConvTranspose")) == ["float32", "w8"]
     assert texts(space.schemes_for("/x", "MatMul")) == ["w4-gptq"]
     assert texts(space.schemes_for("/x", "Conv")) == ["float32", "w8"]
-    layers = [("/head/fc", "Gemm"), ("/conv", "Conv")]
-    unmatched = space.unmatched(layers)
-    assert [line.partition(" (")[0] for line in unmatched] == ["rule 1 of space 'my'", "rule 2 of space 'my'"]
+    assert space.unmatched([("/head/fc", "Gemm"), ("/conv", "Conv")]) == ["*/conv[[]0] (Conv)", "* (Gemm, MatMul)"]
+    assert space.unmatched([("/fc", "Gemm"), ("/conv", "Conv")])[0] == "/head/*"
 
 
 def test_an_own_space_by_path_and_its_seeds(tmp_path: Path) -> None:

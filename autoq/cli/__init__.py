@@ -1,0 +1,166 @@
+"""The command line: arguments, printing, exit codes.
+
+Exit codes: 0 done; 1 ``verify`` found something wrong, or autoq itself broke; 2 bad input; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+import click
+
+from autoq import __version__
+from autoq.errors import AutoqError
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="autoq")
+def cli() -> None:
+    """Finds for every layer of a trained model the precision worth having, by measuring the files that would ship."""
+
+
+@cli.command()
+@click.argument("job", type=_PATH)
+@click.option("--out", type=_PATH, help="Run folder; by default a new one in runs/.")
+@click.option("--resume", is_flag=True, help="Continue the search in the folder --out.")
+@click.option("--trials", type=click.IntRange(min=1), help="Candidates to evaluate, instead of the job's number.")
+@click.option("--time", "time_limit", metavar="DURATION", help="Stop searching after, for one, 10m; instead of the job's.")
+@click.option("--ray", default="local", metavar="local|off|ADDRESS", show_default=True, help="Where candidates are evaluated.")
+@click.option("--workers", type=click.IntRange(min=0), default=0, help="Ray workers; 0, the default, is one a core.")
+@click.option("--tracking-uri", metavar="URI", help="MLflow server; by default sqlite:///runs/mlflow.db.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of the proposals, instead of the job's.")
+@click.option("--force", is_flag=True, help="Search although the hardware profile does not describe this machine.")
+@click.option("--quiet", is_flag=True, help="No progress; errors, warnings and the result only.")
+def search(job: Path, out: Path | None, resume: bool, quiet: bool, **options: object) -> None:
+    """Search the job file JOB; print the front."""
+    from autoq.cli.progress import run_with_progress
+    from autoq.cli.views import print_front, print_next_steps
+
+    if resume and out is None:
+        raise click.UsageError("--resume continues the search in a folder: say which with --out")
+    outcome = run_with_progress(job, quiet=quiet, out=out, resume=resume, **options)
+    print_front(outcome.front)
+    print_next_steps(outcome)
+
+
+@cli.command()
+@click.argument("run", type=_PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print front.json.")
+def front(run: Path, as_json: bool) -> None:
+    """Show the front of the search in the folder RUN."""
+    from autoq.cli.views import print_front
+    from autoq.record.front import front_json, read_front
+    from autoq.record.run_folder import RunFolder
+
+    found = read_front(RunFolder(run).front)
+    if as_json:
+        click.echo(front_json(found), nl=False)
+    else:
+        print_front(found)
+
+
+@cli.command()
+@click.argument("run", type=_PATH)
+@click.option("--select", "how", default="knee", show_default=True, metavar="knee|best|fastest|smallest|ID", help="Which point.")
+@click.option("--max-drop", type=click.FloatRange(min=0), help="Largest metric drop, in the metric's unit (0.01 = 1 point).")
+@click.option("--max-latency-ratio", type=click.FloatRange(min=0, min_open=True), help="Largest latency relative to float32.")
+@click.option("--out", type=_PATH, required=True, help="Folder to write.")
+def export(run: Path, how: str, max_drop: float | None, max_latency_ratio: float | None, out: Path) -> None:
+    """Export a point of the front in RUN: the model, its manifest, and a script that runs it."""
+    from autoq.record.export import export_point
+
+    point = export_point(run, how, out, max_drop=max_drop, max_latency_ratio=max_latency_ratio)
+    click.echo(f"{point.id} -> {out}/model.onnx ({point.size_bytes:,} bytes), manifest.json, infer.py")
+    click.echo(f"Prove it with: autoq verify {out}")
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR", type=_PATH)
+@click.option("--job", type=_PATH, help="Job file to take the data from, if it has moved since the search.")
+@click.option("--no-metric", is_flag=True, help="Do not score the metric again (no data needed).")
+def verify(folder: Path, job: Path | None, no_metric: bool) -> None:
+    """Prove the exported model in DIR: its hash, that it loads, its metric, and what each layer really runs in."""
+    from autoq.cli.views import print_verification
+    from autoq.record.verify import verify as prove
+
+    found = prove(folder, job=None if job is None else str(job), metric=not no_metric)
+    print_verification(found)
+    if not found.ok:
+        raise SystemExit(1)
+
+
+@cli.command()
+@click.argument("model", type=_PATH)
+@click.option("--hardware", default="cpu-x86-onnxruntime", show_default=True, help="Profile: a name or a path.")
+@click.option("--space", default="default", show_default=True, help="Search space: a name or a path.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def layers(model: Path, hardware: str, space: str, as_json: bool) -> None:
+    """Show the layers of the ONNX file MODEL, what each may become on a profile, and why not."""
+    from autoq.cli.views import layers_json, print_layers
+    from autoq.model.source import read_model
+    from autoq.search.candidates import all_candidates
+    from autoq.spec.hardware import load_profile
+    from autoq.spec.space import load_space
+
+    profile, chosen = load_profile(hardware, Path()), load_space(space, Path())
+    source = read_model(model)
+    found = all_candidates(source.graph, source.layers, chosen, profile, source.opset)
+    if as_json:
+        click.echo(layers_json(found))
+    else:
+        print_layers(source, found, profile.name, chosen.name)
+
+
+@cli.command()
+def doctor() -> None:
+    """Show versions, the processor's features, whether Ray and MLflow work, and which profiles fit this machine."""
+    from autoq.cli.doctor import examine
+
+    if not examine():
+        raise SystemExit(1)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code. No error reaches the user as a traceback."""
+    try:
+        cli.main(arguments, prog_name="autoq", standalone_mode=False)
+    except click.exceptions.Abort:
+        return _interrupted()
+    except KeyboardInterrupt:
+        return _interrupted()
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except AutoqError as error:
+        _say(str(error))
+        return 2
+    except BrokenPipeError:  # the reader of our output, `head` for one, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _say(f"{place}{error.strerror or error}; finished trials are kept")
+        return 2
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except Exception as error:  # a defect of autoq: say so in a line, keep the details for the report
+        with tempfile.NamedTemporaryFile("w", prefix="autoq-", suffix=".log", delete=False) as log:
+            traceback.print_exc(file=log)
+        _say(f"internal error, {type(error).__name__}: {error}. Please report it with {log.name}; finished trials are kept")
+        return 1
+    return 0
+
+
+def _interrupted() -> int:
+    _say("interrupted; finished trials are kept, and `autoq search JOB --out RUN --resume` goes on")
+    return 130
+
+
+def _say(message: str) -> None:
+    click.echo(f"{click.style('autoq:', fg='red')} {message}", err=True)

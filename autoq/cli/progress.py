@@ -1,0 +1,89 @@
+"""The search's progress on a terminal: a bar with trials, the best so far and the time left; plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from autoq.core.objectives import metric_drop
+from autoq.core.result import Trial
+from autoq.pipeline import Events, Outcome, run_search
+from autoq.search.loop import Search
+from autoq.spec.job import load_job
+
+_LINE_EVERY_S = 20.0
+
+
+def run_with_progress(source: Path, *, quiet: bool, **options: Any) -> Outcome:
+    """:func:`autoq.pipeline.run_search`, watched."""
+    console = Console(stderr=True, highlight=False)
+    job = load_job(source).overridden(trials=options["trials"], time=options["time_limit"])
+    if quiet:
+        return run_search(job, events=Events(warn=_warner(console)), **_rest(options, job))
+    if not console.is_terminal:
+        return run_search(job, events=_lines(console, job.budget.trials), **_rest(options, job))
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[best]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("starting", total=job.budget.trials, best="")
+
+        def on_trial(trial: Trial, search: Search) -> None:
+            bar.update(task, completed=len(search.trials), best=best_so_far(search))
+
+        events = Events(
+            step=lambda text: bar.update(task, description=text),
+            trial=on_trial,
+            warn=_warner(console),
+        )
+        return run_search(job, events=events, **_rest(options, job))
+
+
+def best_so_far(search: Search) -> str:
+    """The front in a few words: ``front 7: fastest 2.1x, smallest 0.15``."""
+    if not search.front:
+        return "front empty"
+    baseline = search.problem.baseline
+    parts = [f"front {len(search.front)}:"]
+    timed = [trial.latency.ratio_to_float32 for trial in search.front if trial.latency]
+    if timed:
+        parts.append(f"fastest {1 / min(timed):.2f}x,")
+    if baseline.size_bytes:
+        parts.append(f"smallest {min(t.size_bytes or 0 for t in search.front) / baseline.size_bytes:.2f},")
+    if baseline.metric is not None:
+        drops = [metric_drop(t.metric, baseline.metric, search.problem.direction) for t in search.front if t.metric is not None]
+        parts.append(f"least drop {min(drops):.4f}")
+    return " ".join(parts)
+
+
+def _lines(console: Console, total: int) -> Events:
+    started = last = time.monotonic()
+
+    def on_trial(trial: Trial, search: Search) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _LINE_EVERY_S or len(search.trials) == total:
+            last = now
+            console.print(f"autoq: {now - started:.0f} s: {len(search.trials)} of {total} trials; {best_so_far(search)}")
+
+    return Events(step=lambda text: console.print(f"autoq: {text}"), trial=on_trial, warn=_warner(console))
+
+
+def _warner(console: Console) -> Any:
+    return lambda text: console.print(f"autoq: [yellow]warning:[/yellow] {text}", soft_wrap=True)
+
+
+def _rest(options: dict[str, Any], job: Any) -> dict[str, Any]:
+    # The job already has its trials and time limit replaced.
+    return {key: value for key, value in options.items() if key not in ("trials", "time_limit")}

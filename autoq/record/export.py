@@ -1,0 +1,78 @@
+"""Writes a point of the front as a folder that runs by itself: the model, its manifest, and a script."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+
+from autoq.core.identity import sha256_hex
+from autoq.core.result import FrontPoint
+from autoq.errors import RunError
+from autoq.record.choice import select
+from autoq.record.files import write_atomically
+from autoq.record.front import read_front
+from autoq.record.manifest import MANIFEST_FILE, MODEL_FILE, manifest_of
+from autoq.record.run_folder import RunFolder
+
+_INFER = '''"""Runs {file} on random data; put your own arrays in `feeds`. Needs onnxruntime and numpy, nothing else."""
+import numpy as np
+import onnxruntime as ort
+
+session = ort.InferenceSession(__file__.replace("infer.py", "{file}"), providers=["CPUExecutionProvider"])
+feeds = {{
+{feeds}
+}}
+for output, value in zip(session.get_outputs(), session.run(None, feeds)):
+    print(output.name, value.dtype, value.shape, value.ravel()[:10])
+'''
+
+
+def export_point(
+    run: Path,
+    how: str,
+    out: Path,
+    *,
+    max_drop: float | None = None,
+    max_latency_ratio: float | None = None,
+) -> FrontPoint:
+    """Exports the point of ``run``'s front that ``how`` names (see :func:`autoq.record.choice.select`) into ``out``.
+
+    The model is the very file that was scored. Raises :class:`RunError` when the run has no such point, its file is
+    missing or changed, or ``out`` holds something else or cannot be written.
+    """
+    folder = RunFolder(run)
+    front = read_front(folder.front)
+    point = select(front, how, max_drop=max_drop, max_latency_ratio=max_latency_ratio)
+    source = run / point.model_path
+    try:
+        model = source.read_bytes()
+    except OSError as error:
+        raise RunError(f"the model of point {point.id} cannot be read: {source}: {error.strerror or error}") from None
+    if sha256_hex(model) != point.sha256:
+        raise RunError(f"{source} is not the file that was scored: its SHA-256 differs; search again or --resume")
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST_FILE).exists())):
+        raise RunError(f"{out} exists and holds no exported model; give another --out")
+    manifest = manifest_of(front, point, folder.read(), model)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{out} cannot be made: {error.strerror or error}; give another --out") from None
+    write_atomically(out / MODEL_FILE, model)
+    write_atomically(out / MANIFEST_FILE, json.dumps(manifest, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    write_atomically(out / "infer.py", infer_script(model))
+    return point
+
+
+def infer_script(model: bytes) -> str:
+    """A script of about ten lines that runs the model on random inputs of the right shapes and types."""
+    graph = onnx.ModelProto.FromString(model).graph
+    lines = []
+    for value in graph.input:
+        tensor = value.type.tensor_type
+        shape = tuple(dim.dim_value if dim.HasField("dim_value") else 1 for dim in tensor.shape.dim)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+        random = f"np.random.rand(*{shape})" if dtype.startswith("float") else f"np.ones({shape})"
+        lines.append(f"    {value.name!r}: {random}.astype({dtype!r}),")
+    return _INFER.format(file=MODEL_FILE, feeds="\n".join(lines))

@@ -1,0 +1,129 @@
+"""``manifest.json``: what an exported model is, where it came from, and what was measured of it.
+
+Version 1::
+
+    {"version": 1, "name": str, "id": str, "origin": str,
+     "model": {"file": "model.onnx", "sha256": str, "size_bytes": int, "weight_bits_mean": float},
+     "source": {"file": str, "sha256": str, "size_bytes": int},
+     "layers": [{"layer", "op", "node", "weight", "outputs": [str], "scheme"}],
+     "scales": {tensor: {"scale": float, "zero_point": int, "dtype": "uint8" | "int8"}},
+     "metric": {"name", "direction", "search", "final", "final_ci95", "drop_ci95", "float32": {"search", "final"}},
+     "latency": {"median_ms", "ratio_to_float32", "ratio_ci95", "batch", "threads"} | null,
+     "peak_memory_bytes": int | null, "profile": str, "versions": {package: version},
+     "job": {...}, "base_dir": str}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import numpy_helper
+
+from autoq.core.layer import Layer
+from autoq.core.result import Front, FrontPoint, Latency
+from autoq.errors import RunError
+
+VERSION = 1
+MODEL_FILE = "model.onnx"
+MANIFEST_FILE = "manifest.json"
+
+
+def layer_record(layer: Layer, outputs: tuple[str, ...]) -> dict[str, Any]:
+    """What ``run.json`` and the manifest keep of a layer, for :mod:`autoq.record.verify` to find it again."""
+    return {
+        "layer": layer.name,
+        "op": layer.op_type,
+        "node": layer.node,
+        "weight": layer.weight,
+        "outputs": list(outputs),
+    }
+
+
+def manifest_of(front: Front, point: FrontPoint, run: Mapping[str, Any], model: bytes) -> dict[str, Any]:
+    """The manifest of a point; ``run`` is the run folder's ``run.json``, ``model`` the file that is exported."""
+    texts = point.policy.to_text()
+    base = front.baseline
+    return {
+        "version": VERSION,
+        "name": front.name,
+        "id": point.id,
+        "origin": point.origin,
+        "model": {
+            "file": MODEL_FILE,
+            "sha256": point.sha256,
+            "size_bytes": point.size_bytes,
+            "weight_bits_mean": point.weight_bits_mean,
+        },
+        "source": {"file": Path(base.model_path).name, "sha256": base.sha256, "size_bytes": base.size_bytes},
+        "layers": [{**layer, "scheme": texts[layer["layer"]]} for layer in run["layers"]],
+        "scales": activation_scales(model),
+        "metric": {
+            "name": front.metric_name,
+            "direction": front.metric_direction,
+            "search": point.metric.search,
+            "final": point.metric.final,
+            "final_ci95": point.metric.final_ci95,
+            "drop_ci95": point.metric.drop_ci95,
+            "float32": {"search": base.metric.search, "final": base.metric.final},
+        },
+        "latency": _latency(point.latency),
+        "peak_memory_bytes": point.peak_memory_bytes,
+        "profile": run["profile"],
+        "versions": run["versions"],
+        "job": run["job"],
+        "base_dir": run["base_dir"],
+    }
+
+
+def activation_scales(model: bytes) -> dict[str, dict[str, Any]]:
+    """Scale and zero point of every activation tensor that the file quantizes."""
+    graph = onnx.ModelProto.FromString(model).graph
+    values = {tensor.name: tensor for tensor in graph.initializer}
+    scales: dict[str, dict[str, Any]] = {}
+    for node in graph.node:
+        if node.op_type == "QuantizeLinear" and all(name in values for name in node.input[1:3]):
+            scale, zero_point = (numpy_helper.to_array(values[name]) for name in node.input[1:3])
+            tensor = node.output[0].removesuffix("::q")
+            scales[tensor] = {
+                "scale": float(scale),
+                "zero_point": int(zero_point),
+                "dtype": str(zero_point.dtype),
+            }
+    return scales
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest in ``folder``; raises :class:`RunError` when it is missing, damaged or of a newer version."""
+    path = folder / MANIFEST_FILE
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise RunError(f"{folder} is no exported model: it has no {MANIFEST_FILE}; make one with `autoq export`") from None
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError:
+        raise RunError(f"{path} is damaged: it is not JSON; export again") from None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("version"), int):
+        raise RunError(f"{path} is no manifest of autoq: it has no version")
+    if manifest["version"] > VERSION:
+        raise RunError(f"{path} has version {manifest['version']}; this autoq reads up to {VERSION}")
+    missing = {"model", "layers", "scales", "metric", "job", "base_dir"} - manifest.keys()
+    if missing:
+        raise RunError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}; export again")
+    return manifest
+
+
+def _latency(latency: Latency | None) -> dict[str, Any] | None:
+    if latency is None:
+        return None
+    return {
+        "median_ms": latency.median_ms,
+        "ratio_to_float32": latency.ratio_to_float32,
+        "ratio_ci95": list(latency.ratio_ci95),
+        "batch": latency.batch,
+        "threads": latency.threads,
+    }

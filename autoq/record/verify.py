@@ -1,0 +1,166 @@
+"""Proves an exported model: that it is the file that was scored, that it runs, scores the same, and runs as asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from autoq.core.identity import sha256_hex
+from autoq.core.scheme import Scheme
+from autoq.errors import AutoqError, RunError, TrialError
+from autoq.record.manifest import activation_scales, read_manifest
+from autoq.runtime.data import load_split
+from autoq.runtime.executed import Executed, LayerNames, executed_kernels
+from autoq.runtime.metric import resolve_metric
+from autoq.runtime.ort import input_specs, open_session, run_batches
+from autoq.spec.job import load_job
+
+Status = Literal["ok", "failed", "skipped"]
+
+_STORED = {8: TensorProto.INT8, 4: TensorProto.INT4, 2: TensorProto.INT2, 16: TensorProto.FLOAT16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was checked, and what was found, in a sentence."""
+
+    name: str
+    status: Status
+    found: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCheck:
+    """How one layer was asked to run and how it runs."""
+
+    layer: str
+    asked: str
+    executed: Executed
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """The checks in the order in which they were made; ``layers`` in the model's."""
+
+    checks: tuple[Check, ...]
+    layers: tuple[LayerCheck, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed."""
+        return all(check.status != "failed" for check in self.checks)
+
+
+def verify(folder: Path, *, job: str | None = None, metric: bool = True) -> Verification:
+    """Verifies the exported model in ``folder``.
+
+    ``job`` is a job file to take the data from, where the one recorded has moved. With ``metric=False`` the metric is
+    not scored again, and the check is marked skipped. Raises :class:`autoq.errors.AutoqError` when the
+    folder is no exported model, or the data cannot be read.
+    """
+    manifest = read_manifest(folder)
+    path = folder / manifest["model"]["file"]
+    try:
+        model = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
+    checks = [_hash(model, manifest)]
+    layers: tuple[LayerCheck, ...] = ()
+    try:
+        open_session(path)
+        layers = _layers(path, model, manifest)
+    except TrialError as error:
+        checks.append(Check(name="load", status="failed", found=str(error)))
+        return Verification(checks=tuple(checks), layers=())
+    checks.append(Check(name="load", status="ok", found="stock ONNX Runtime loads it"))
+    checks.append(_scales(model, manifest))
+    wrong = [layer for layer in layers if layer.problem]
+    found = f"{len(layers) - len(wrong)} of {len(layers)} layers run in the precision asked for"
+    checks.append(Check(name="precision", status="failed" if wrong else "ok", found=found))
+    if metric:
+        checks += _metric(path, manifest, job)
+    else:
+        checks.append(Check(name="metric", status="skipped", found="not asked for"))
+    return Verification(checks=tuple(checks), layers=layers)
+
+
+def _hash(model: bytes, manifest: dict[str, Any]) -> Check:
+    actual, expected = sha256_hex(model), manifest["model"]["sha256"]
+    if actual == expected:
+        return Check(name="hash", status="ok", found=f"SHA-256 {actual[:12]}…, the file that was scored")
+    found = f"SHA-256 is {actual[:12]}…, the scored file's is {expected[:12]}…: the model was changed"
+    return Check(name="hash", status="failed", found=found)
+
+
+def _scales(model: bytes, manifest: dict[str, Any]) -> Check:
+    actual, expected = activation_scales(model), manifest["scales"]
+    differing = [name for name in expected.keys() | actual.keys() if actual.get(name) != expected.get(name)]
+    if differing:
+        found = f"{len(differing)} activation scales differ from the manifest's, for one {min(differing)!r}"
+        return Check(name="scales", status="failed", found=found)
+    return Check(name="scales", status="ok", found=f"{len(actual)} activation scales are the manifest's")
+
+
+def _layers(path: Path, model: bytes, manifest: dict[str, Any]) -> tuple[LayerCheck, ...]:
+    records = manifest["layers"]
+    names = [
+        LayerNames(layer=r["layer"], node=r["node"], weight=r["weight"], outputs=tuple(r["outputs"])) for r in records
+    ]
+    stored = {tensor.name: tensor.data_type for tensor in onnx.ModelProto.FromString(model).graph.initializer}
+    return tuple(
+        LayerCheck(
+            layer=record["layer"],
+            asked=record["scheme"],
+            executed=executed,
+            problem=_problem(Scheme.parse(record["scheme"]), executed, record["weight"], stored),
+        )
+        for record, executed in zip(records, executed_kernels(path, names), strict=True)
+    )
+
+
+def _problem(scheme: Scheme, executed: Executed, weight: str, stored: dict[str, int]) -> str:
+    """What is wrong with how a layer runs or is stored, or nothing."""
+    if scheme.activation is not None and executed.precision != "int8":
+        return f"asked for 8-bit activations, runs in {executed.kernel or 'no kernel that could be found'}"
+    if scheme.activation is None and executed.precision == "int8":
+        return f"asked for float activations, runs in {executed.kernel}"
+    if executed.runtime_conversion:
+        return f"its weight passes through {executed.runtime_conversion} at every inference"
+    types = {kind for name, kind in stored.items() if name in (f"{weight}::w", f"{weight}::f16")}
+    types |= {kind for name, kind in stored.items() if name.startswith(f"{weight}::") and name.endswith("::w")}
+    expected = _STORED.get(scheme.weight_bits)
+    if expected is not None and expected not in types:
+        return f"asked for {scheme.weight_bits}-bit weights, which the file does not hold"
+    if expected is None and weight not in stored:
+        return "asked for float32 weights, which the file does not hold"
+    return ""
+
+
+def _metric(path: Path, manifest: dict[str, Any], job_file: str | None) -> list[Check]:
+    job = load_job(job_file) if job_file else load_job(manifest["job"], manifest["base_dir"])
+    metric = resolve_metric(job)
+    session = open_session(path)
+    specs = input_specs(session)
+    checks = []
+    for which in ("search", "final"):
+        expected = manifest["metric"][which]
+        if expected is None:
+            continue
+        try:
+            split = load_split(job, which, specs)  # type: ignore[arg-type]
+        except AutoqError as error:
+            raise type(error)(
+                f"{error}. The metric cannot be scored again without the data: give a job file that finds it with --job, "
+                "or leave the metric out with --no-metric"
+            ) from None
+        actual = metric(run_batches(session, split.inputs, job.data.batch), split.targets)
+        same = np.float64(actual) == np.float64(expected)
+        found = f"{metric.name} {actual!r} on {split.rows} rows" + ("" if same else f", where the search scored {expected!r}")
+        checks.append(Check(name=f"metric, {which} split", status="ok" if same else "failed", found=found))
+    return checks
