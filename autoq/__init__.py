@@ -1,20 +1,25 @@
 """autoq finds for every layer of a trained model the precision and calibration worth having on one target.
 
-    import autoq
+import autoq
 
-    result = autoq.search("job.yaml")
-    result.front                      # the Pareto front; in a notebook, result shows itself as a table
-    result.export("knee", "export")   # the model, its manifest and a script that runs it
+result = autoq.search("job.yaml")
+result.front                      # the Pareto front; in a notebook, result shows itself as a table
+result.export("knee", "export")   # the model, its manifest and a script that runs it
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoq.errors import AutoqError
+
+# The function `search` below shares its name with the package autoq/search, and loading a package binds its name here.
+# Loaded now, before the function is defined, it never does so again.
+importlib.import_module("autoq.search")
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

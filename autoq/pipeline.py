@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from autoq.core.objectives import Values
+from autoq.core.objectives import Direction, Values
 from autoq.core.policy import Policy
 from autoq.core.result import Front, FrontPoint, Latency, MetricPair, Trial
 from autoq.core.scheme import FLOAT32
@@ -129,9 +129,7 @@ def run_search(
             raise
         finally:
             tracker.finish(status)  # type: ignore[arg-type]
-    return Outcome(
-        front=front, trials=found, path=path, tracking_uri=tracker.uri, tracking_problems=tracker.problems
-    )
+    return Outcome(front=front, trials=found, path=path, tracking_uri=tracker.uri, tracking_problems=tracker.problems)
 
 
 def read_setting(job: Job, *, force: bool = False, warn: Callable[[str], None] = lambda text: None) -> Setting:
@@ -144,9 +142,9 @@ def read_setting(job: Job, *, force: bool = False, warn: Callable[[str], None] =
     for note in model.notes:
         warn(note)
     specs = _input_specs(job)
-    splits = {which: load_split(job, which, specs) for which in ("search", "final", "calibration")}  # type: ignore[arg-type]
+    search, final = load_split(job, "search", specs), load_split(job, "final", specs)
     rows = specs[0].shape[0] if specs[0].shape and specs[0].shape[0] else 1
-    first_rows = {name: array[:rows] for name, array in splits["search"].inputs.items()}
+    first_rows = {name: array[:rows] for name, array in search.inputs.items()}
     layers = with_macs(model.layers, output_shapes(model.graph, model.layers, first_rows))
     model = dataclasses.replace(model, layers=layers)
     found = candidates(model.graph, layers, space, profile, model.opset)
@@ -160,7 +158,9 @@ def read_setting(job: Job, *, force: bool = False, warn: Callable[[str], None] =
         model=model,
         inputs=specs,
         candidates=found,
-        **splits,
+        calibration=load_split(job, "calibration", specs),
+        search=search,
+        final=final,
     )
 
 
@@ -188,14 +188,14 @@ def _search(
     meter = _meter(setting)
     baseline = _baseline(setting, meter, folder)
     problem = _problem(setting, lowering, baseline)
-    study = StudyRecord(folder.study, job.name, _directions(setting), job.objectives)
-    choices = {name: [str(scheme) for scheme in schemes] for name, schemes in problem.choices.items()}
+    study = StudyRecord(folder.study, job.name, _directions(setting), job.objectives, problem.schemes())
+    free_layers = list(problem.choices)
 
     def running_front(search: Search) -> Front:
         return _front(setting, baseline, search, [_point(trial, folder) for trial in search.front], started)
 
     def on_trial(trial: Trial, search: Search) -> None:
-        study.add(trial, choices, _study_values(trial, setting))
+        study.add(trial, free_layers, _study_values(trial, setting))
         tracker.log_trial(trial)
         write_front(running_front(search), folder.front)
         events.trial(trial, search)
@@ -216,7 +216,7 @@ def _search(
         events.step("searching")
         stop_reason = search.run(Limits(trials=job.budget.trials, deadline=deadline), finished)
         for trial in search.trials:  # what a crash kept from the study and the server
-            study.add(trial, choices, _study_values(trial, setting))
+            study.add(trial, free_layers, _study_values(trial, setting))
             if trial.number < len(finished):
                 tracker.log_trial(trial)
         paths = _front_files(search, lowering)
@@ -252,7 +252,7 @@ def _search(
     return front, tuple(search.trials)
 
 
-# Reading and starting --------------------------------------------------------------------------------------------------
+# Reading and starting ------------------------------------------------------------------------------------------------
 
 
 def _check_machine(profile: Profile, force: bool, warn: Callable[[str], None]) -> None:
@@ -431,10 +431,10 @@ def _executor(workload: Workload, meter: Meter, ray: str, workers: int) -> Execu
     return RayExecutor(workload, meter, address=ray, workers=workers)
 
 
-# Results ---------------------------------------------------------------------------------------------------------------
+# Results -------------------------------------------------------------------------------------------------------------
 
 
-def _directions(setting: Setting) -> list[str]:
+def _directions(setting: Setting) -> list[Direction]:
     return [setting.metric.direction if name == "metric" else "minimize" for name in setting.job.objectives]
 
 
@@ -502,9 +502,15 @@ def _notes(setting: Setting, search: Search, points: Sequence[FrontPoint]) -> tu
     notes = list(setting.model.notes)
     complete = [trial for trial in search.trials if trial.failure is None and trial.latency is not None]
     modelled = [trial.latency_modelled for trial in complete if trial.latency_modelled is not None]
-    rank = spearman(modelled, [trial.latency.ratio_to_float32 for trial in complete if trial.latency]) if modelled else None
+    rank = (
+        spearman(modelled, [trial.latency.ratio_to_float32 for trial in complete if trial.latency])
+        if modelled
+        else None
+    )
     if rank is not None:
-        notes.append(f"the profile's latency model ranked the measured latencies with a Spearman correlation of {rank:.2f}")
+        notes.append(
+            f"the profile's latency model ranked the measured latencies with a Spearman correlation of {rank:.2f}"
+        )
     if not points:
         notes.append(f"no point is left on the front: {search.problem.nearest_miss(search.trials)}")
     return tuple(notes)

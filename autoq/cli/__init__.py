@@ -30,8 +30,12 @@ def cli() -> None:
 @click.option("--out", type=_PATH, help="Run folder; by default a new one in runs/.")
 @click.option("--resume", is_flag=True, help="Continue the search in the folder --out.")
 @click.option("--trials", type=click.IntRange(min=1), help="Candidates to evaluate, instead of the job's number.")
-@click.option("--time", "time_limit", metavar="DURATION", help="Stop searching after, for one, 10m; instead of the job's.")
-@click.option("--ray", default="local", metavar="local|off|ADDRESS", show_default=True, help="Where candidates are evaluated.")
+@click.option(
+    "--time", "time_limit", metavar="DURATION", help="Stop searching after, for one, 10m; instead of the job's."
+)
+@click.option(
+    "--ray", default="local", metavar="local|off|ADDRESS", show_default=True, help="Where candidates are evaluated."
+)
 @click.option("--workers", type=click.IntRange(min=0), default=0, help="Ray workers; 0, the default, is one a core.")
 @click.option("--tracking-uri", metavar="URI", help="MLflow server; by default sqlite:///runs/mlflow.db.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the proposals, instead of the job's.")
@@ -67,9 +71,15 @@ def front(run: Path, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("run", type=_PATH)
-@click.option("--select", "how", default="knee", show_default=True, metavar="knee|best|fastest|smallest|ID", help="Which point.")
-@click.option("--max-drop", type=click.FloatRange(min=0), help="Largest metric drop, in the metric's unit (0.01 = 1 point).")
-@click.option("--max-latency-ratio", type=click.FloatRange(min=0, min_open=True), help="Largest latency relative to float32.")
+@click.option(
+    "--select", "how", default="knee", show_default=True, metavar="knee|best|fastest|smallest|ID", help="Which point."
+)
+@click.option(
+    "--max-drop", type=click.FloatRange(min=0), help="Largest metric drop, in the metric's unit (0.01 = 1 point)."
+)
+@click.option(
+    "--max-latency-ratio", type=click.FloatRange(min=0, min_open=True), help="Largest latency relative to float32."
+)
 @click.option("--out", type=_PATH, required=True, help="Folder to write.")
 def export(run: Path, how: str, max_drop: float | None, max_latency_ratio: float | None, out: Path) -> None:
     """Export a point of the front in RUN: the model, its manifest, and a script that runs it."""
@@ -152,7 +162,10 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:  # a defect of autoq: say so in a line, keep the details for the report
         with tempfile.NamedTemporaryFile("w", prefix="autoq-", suffix=".log", delete=False) as log:
             traceback.print_exc(file=log)
-        _say(f"internal error, {type(error).__name__}: {error}. Please report it with {log.name}; finished trials are kept")
+        _say(
+            f"internal error, {type(error).__name__}: {error}. Please report it with {log.name}; "
+            "finished trials are kept"
+        )
         return 1
     return 0
 

@@ -30,7 +30,9 @@ def examine() -> bool:
     console.print(f"{machine.usable_cores} usable cores of {machine.logical_cores}, {memory:.1f} GiB")
     flags = [flag for flag in _FLAGS if flag in machine.flags]
     console.print(f"CPU features: {', '.join(flags) or 'none that matter here'}")
-    console.print("versions: " + ", ".join(f"{name} {found or 'MISSING'}" for name, found in software_versions().items()))
+    console.print(
+        "versions: " + ", ".join(f"{name} {found or 'MISSING'}" for name, found in software_versions().items())
+    )
     console.print(f"onnxruntime providers: {', '.join(available_providers())}")
     fine = True
     for name in named("hardware_profiles"):
@@ -47,7 +49,9 @@ def examine() -> bool:
 
 
 def _line(console: Console, good: bool, name: str, text: str) -> None:
-    console.print(f"[{'green' if good else 'yellow'}]{'ok' if good else 'no':4}[/]{escape(name)}: {escape(text)}", soft_wrap=True)
+    console.print(
+        f"[{'green' if good else 'yellow'}]{'ok' if good else 'no':4}[/]{escape(name)}: {escape(text)}", soft_wrap=True
+    )
 
 
 def _try_mlflow() -> str:

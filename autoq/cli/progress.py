@@ -62,7 +62,11 @@ def best_so_far(search: Search) -> str:
     if baseline.size_bytes:
         parts.append(f"smallest {min(t.size_bytes or 0 for t in search.front) / baseline.size_bytes:.2f},")
     if baseline.metric is not None:
-        drops = [metric_drop(t.metric, baseline.metric, search.problem.direction) for t in search.front if t.metric is not None]
+        drops = [
+            metric_drop(t.metric, baseline.metric, search.problem.direction)
+            for t in search.front
+            if t.metric is not None
+        ]
         parts.append(f"least drop {min(drops):.4f}")
     return " ".join(parts)
 
@@ -75,7 +79,9 @@ def _lines(console: Console, total: int) -> Events:
         now = time.monotonic()
         if now - last >= _LINE_EVERY_S or len(search.trials) == total:
             last = now
-            console.print(f"autoq: {now - started:.0f} s: {len(search.trials)} of {total} trials; {best_so_far(search)}")
+            console.print(
+                f"autoq: {now - started:.0f} s: {len(search.trials)} of {total} trials; {best_so_far(search)}"
+            )
 
     return Events(step=lambda text: console.print(f"autoq: {text}"), trial=on_trial, warn=_warner(console))
 

@@ -60,7 +60,9 @@ def print_front(front: Front) -> None:
     for note in front.notes:
         console.print(f"note: {escape(note)}", style="dim", soft_wrap=True)
     if not front.final:
-        console.print("The search has not finished: this front has not been checked on the final split.", style="yellow")
+        console.print(
+            "The search has not finished: this front has not been checked on the final split.", style="yellow"
+        )
 
 
 def print_next_steps(outcome: Outcome) -> None:
@@ -87,11 +89,15 @@ def print_verification(found: Verification) -> None:
         for layer in found.layers:
             mark = f"[red]{escape(layer.problem)}[/red]" if layer.problem else ""
             kernel = layer.executed.kernel or "(fused away)"
-            table.add_row(escape(layer.layer), escape(layer.asked), layer.executed.precision or "-", escape(kernel), mark)
+            table.add_row(
+                escape(layer.layer), escape(layer.asked), layer.executed.precision or "-", escape(kernel), mark
+            )
         console.print(table)
     styles = {"ok": "green", "failed": "red", "skipped": "yellow"}
     for check in found.checks:
-        console.print(f"[{styles[check.status]}]{check.status:8}[/] {check.name}: {escape(check.found)}", soft_wrap=True)
+        console.print(
+            f"[{styles[check.status]}]{check.status:8}[/] {check.name}: {escape(check.found)}", soft_wrap=True
+        )
 
 
 def print_layers(source: SourceModel, found: Sequence[Candidates], profile: str, space: str) -> None:

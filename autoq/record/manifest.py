@@ -102,7 +102,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise RunError(f"{folder} is no exported model: it has no {MANIFEST_FILE}; make one with `autoq export`") from None
+        raise RunError(
+            f"{folder} is no exported model: it has no {MANIFEST_FILE}; make one with `autoq export`"
+        ) from None
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
     except ValueError:

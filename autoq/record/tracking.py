@@ -36,7 +36,6 @@ from autoq.record.tracking_store import check_store, default_artifact_root, with
 
 if TYPE_CHECKING:
     import numpy as np
-
     from mlflow import MlflowClient
 
 _log = logging.getLogger("autoq.tracking")

@@ -153,14 +153,16 @@ def _metric(path: Path, manifest: dict[str, Any], job_file: str | None) -> list[
         if expected is None:
             continue
         try:
-            split = load_split(job, which, specs)  # type: ignore[arg-type]
+            split = load_split(job, which, specs)
         except AutoqError as error:
             raise type(error)(
-                f"{error}. The metric cannot be scored again without the data: give a job file that finds it with --job, "
-                "or leave the metric out with --no-metric"
+                f"{error}. The metric cannot be scored again without the data: give a job file that finds it with "
+                "--job, or leave the metric out with --no-metric"
             ) from None
         actual = metric(run_batches(session, split.inputs, job.data.batch), split.targets)
         same = np.float64(actual) == np.float64(expected)
-        found = f"{metric.name} {actual!r} on {split.rows} rows" + ("" if same else f", where the search scored {expected!r}")
+        found = f"{metric.name} {actual!r} on {split.rows} rows" + (
+            "" if same else f", where the search scored {expected!r}"
+        )
         checks.append(Check(name=f"metric, {which} split", status="ok" if same else "failed", found=found))
     return checks

@@ -13,13 +13,33 @@ import onnx
 from autoq.runtime.ort import open_session
 
 INTEGER_KERNELS = frozenset(
-    "ConvInteger DynamicQuantizeMatMul MatMulInteger MatMulIntegerToFloat QAttention QGemm QLinearConv QLinearMatMul".split()
+    {
+        "ConvInteger",
+        "DynamicQuantizeMatMul",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "QAttention",
+        "QGemm",
+        "QLinearConv",
+        "QLinearMatMul",
+    }
 )
 FLOAT_KERNELS = frozenset(
-    "Attention Conv ConvTranspose FusedConv FusedGemm FusedMatMul Gemm MatMul MatMulNBits MultiHeadAttention".split()
+    {
+        "Attention",
+        "Conv",
+        "ConvTranspose",
+        "FusedConv",
+        "FusedGemm",
+        "FusedMatMul",
+        "Gemm",
+        "MatMul",
+        "MatMulNBits",
+        "MultiHeadAttention",
+    }
 )
 # What turns stored weights into others. In front of a layer at run time, it is paid for at every inference.
-_CONVERSIONS = frozenset("Cast DequantizeLinear Gather Mul".split())
+_CONVERSIONS = frozenset(["Cast", "DequantizeLinear", "Gather", "Mul"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +56,8 @@ class LayerNames:
 class Executed:
     """What runs for one layer. ``kernel`` is empty where no kernel could be found.
 
-    ``precision`` is ``"int8"`` or ``"float32"``; ``runtime_conversion`` names an operator that converts the layer's weight
-    at every inference, or is empty.
+    ``precision`` is ``"int8"`` or ``"float32"``; ``runtime_conversion`` names an operator that converts the layer's
+    weight at every inference, or is empty.
     """
 
     layer: str
@@ -60,9 +80,7 @@ def executed_kernels(model: Path, layers: Sequence[LayerNames]) -> list[Executed
     return [_executed(names, kernels, producers) for names in layers]
 
 
-def _executed(
-    names: LayerNames, kernels: Iterable[onnx.NodeProto], producers: dict[str, onnx.NodeProto]
-) -> Executed:
+def _executed(names: LayerNames, kernels: Iterable[onnx.NodeProto], producers: dict[str, onnx.NodeProto]) -> Executed:
     node = next((kernel for kernel in kernels if _is_of(kernel, names)), None)
     if node is None:
         return Executed(layer=names.layer, kernel="", precision="")

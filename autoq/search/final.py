@@ -67,7 +67,10 @@ def check_front(
     samples = bootstrap_paired(metric, found, split.targets, split.group, seed=seed)
     step(f"timing {len(paths)} models in turn")
     latencies = executor.measure_many(paths) if paths else []
-    drops = [[metric_drop(own, base, problem.direction) for own, base in zip(row, samples[0], strict=True)] for row in samples]
+    drops = [
+        [metric_drop(own, base, problem.direction) for own, base in zip(row, samples[0], strict=True)]
+        for row in samples
+    ]
     checked_baseline = dataclasses.replace(
         baseline,
         metric=MetricPair(search=baseline.metric.search, final=metrics[0], final_ci95=interval(samples[0])),
@@ -109,7 +112,7 @@ def _sorted_out(baseline: FrontPoint, points: list[FrontPoint], problem: Problem
             feasible.append(point)
     rows = [point_losses(point, problem.objectives, problem.direction, True) for point in feasible]
     own = losses(base, problem.objectives, problem.direction)
-    kept = non_dominated([own, *rows])[1:] if rows else []
+    kept = non_dominated([own, *rows])[1:]
     stay = sorted(
         (pair for pair, keep in zip(zip(rows, feasible, strict=True), kept, strict=True) if keep),
         key=lambda pair: (pair[0], pair[1].id),
@@ -121,7 +124,9 @@ def _sorted_out(baseline: FrontPoint, points: list[FrontPoint], problem: Problem
                 (name for name, values in rivals if all(a <= b for a, b in zip(values, row, strict=True))),
                 "another point",
             )
-            dropped.append(DroppedPoint(point=point, why=f"on the final split, {better} is at least as good in everything"))
+            dropped.append(
+                DroppedPoint(point=point, why=f"on the final split, {better} is at least as good in everything")
+            )
     return Checked(baseline=baseline, points=tuple(point for _, point in stay), dropped=tuple(dropped))
 
 

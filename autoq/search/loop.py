@@ -133,5 +133,3 @@ class Search:
 
 def _passing(trial: Trial) -> bool:
     return trial.failure is not None and trial.failure.reason in PASSING_FAILURES
-
-

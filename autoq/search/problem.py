@@ -47,9 +47,21 @@ class Problem:
         free = (entry for entry in self.candidates if entry.layer.tied_to is None)
         return {entry.layer.name: entry.schemes for entry in free if len(entry.schemes) > 1}
 
+    def schemes(self) -> list[Scheme]:
+        """Every scheme that a canonical policy can hold: a layer may take over another's calibration."""
+        listed = list(dict.fromkeys(scheme for entry in self.candidates for scheme in entry.schemes))
+        activations = dict.fromkeys(scheme.activation for scheme in listed if scheme.activation is not None)
+        mixed = [
+            dataclasses.replace(scheme, activation=activation)
+            for scheme in listed
+            if scheme.activation is not None
+            for activation in activations
+        ]
+        return list(dict.fromkeys([FLOAT32, *listed, *mixed]))
+
     def complete(self, chosen: Mapping[str, Scheme]) -> Policy:
         """The canonical policy of all layers that a choice for the free ones gives."""
-        schemes = {}
+        schemes: dict[str, Scheme] = {}
         for entry in self.candidates:
             owner = entry.layer.tied_to or entry.layer.name
             schemes[entry.layer.name] = chosen.get(owner) or schemes.get(owner) or entry.schemes[0]
@@ -64,7 +76,7 @@ class Problem:
         ]
 
     def modelled_latency(self, policy: Policy) -> float:
-        """The profile's estimate of ``ratio_to_float32``: costs per multiply-accumulate, weighted by the layers' own."""
+        """The profile's estimate of ``ratio_to_float32``: its costs, weighted by the layers' multiply-accumulates."""
         schemes = dict(policy)
         layers = [entry.layer for entry in self.candidates]
         costs = [self.profile.cost(layer.op_type, schemes[layer.name]) for layer in layers]

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
+from autoq.core.objectives import Direction
 from autoq.core.policy import Policy
 from autoq.core.result import Trial
 from autoq.core.scheme import Scheme
@@ -28,6 +29,7 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 SamplerName = Literal["nsga2", "tpe", "random"]
 SAMPLERS: tuple[SamplerName, ...] = ("nsga2", "tpe", "random")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
@@ -56,11 +58,11 @@ class Proposer:
         seed: int,
     ) -> None:
         self._by_text = {name: {str(scheme): scheme for scheme in schemes} for name, schemes in choices.items()}
-        self._space = {name: CategoricalDistribution(tuple(texts)) for name, texts in self._by_text.items()}
+        self._space: dict[str, BaseDistribution] = {
+            name: CategoricalDistribution(tuple(texts)) for name, texts in self._by_text.items()
+        }
         self._complete = complete
-        self._study = optuna.create_study(
-            directions=["minimize"] * objectives, sampler=_sampler(sampler, seed)
-        )
+        self._study = optuna.create_study(directions=["minimize"] * objectives, sampler=_sampler(sampler, seed))
         self._name = sampler
         self._random = random.Random(seed)
         self._known: dict[Policy, tuple[tuple[float, ...], float] | None] = {}
@@ -128,10 +130,19 @@ class Proposer:
 class StudyRecord:
     """The study in the run folder: what was measured, in a storage that ``optuna-dashboard`` opens."""
 
-    def __init__(self, path: Path, name: str, directions: Sequence[str], metric_names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        directions: Sequence[Direction],
+        metric_names: Sequence[str],
+        schemes: Sequence[Scheme],
+    ) -> None:
+        """``schemes`` is everything that a canonical policy can hold: every parameter's choices, which Optuna fixes."""
+        self._schemes = tuple(str(scheme) for scheme in schemes)
         try:
             self._study = optuna.create_study(
-                storage=f"sqlite:///{path}", study_name=name, directions=list(directions), load_if_exists=True
+                storage=f"sqlite:///{path}", study_name=name, directions=[*directions], load_if_exists=True
             )
             with warnings.catch_warnings():  # the names are for the dashboard; it does without them
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -140,14 +151,12 @@ class StudyRecord:
             raise RunError(f"the Optuna study {path} cannot be opened: {error}") from None
         self._written = len(self._study.get_trials(deepcopy=False))
 
-    def add(self, trial: Trial, params: Mapping[str, Sequence[str]], values: Sequence[float] | None) -> None:
-        """Writes one finished trial; ``params`` maps layer -> its choices, ``values`` the objectives or ``None``."""
+    def add(self, trial: Trial, layers: Sequence[str], values: Sequence[float] | None) -> None:
+        """Writes one finished trial: the schemes of ``layers`` as parameters, ``values`` the objectives or ``None``."""
         if trial.number < self._written:
             return
         texts = trial.policy.to_text()
-        chosen = {name: texts[name] for name in params}
-        # What canonicalization gave may not be among a layer's own choices.
-        space = {name: CategoricalDistribution(tuple(dict.fromkeys([*options, chosen[name]]))) for name, options in params.items()}
+        distributions: dict[str, BaseDistribution] = dict.fromkeys(layers, CategoricalDistribution(self._schemes))
         attrs: dict[str, Any] = {"policy_id": trial.id, "origin": trial.origin, "number": trial.number}
         if trial.failure is not None:
             attrs["failure"] = f"{trial.failure.reason}: {trial.failure.message}"
@@ -155,8 +164,8 @@ class StudyRecord:
             create_trial(
                 state=TrialState.FAIL if values is None else TrialState.COMPLETE,
                 values=None if values is None else list(values),
-                params=chosen,
-                distributions=space,
+                params={name: texts[name] for name in layers},
+                distributions=distributions,
                 user_attrs=attrs,
             )
         )

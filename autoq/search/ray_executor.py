@@ -59,8 +59,8 @@ class RayExecutor:
             self._ray.init(address=address, **_options(address, workers or os.cpu_count() or 1))
         except Exception as error:  # Ray raises from several trees
             raise RunError(
-                f"Ray at {address!r} cannot be reached: {str(error).splitlines()[0]}; start it with `ray start --head`, "
-                "or use `--ray local` or `--ray off`"
+                f"Ray at {address!r} cannot be reached: {_first_line(error)}; start it with `ray start --head`, or "
+                "use `--ray local` or `--ray off`"
             ) from None
 
     def score(self, policies: Sequence[Policy]) -> Iterator[Scored | Failure]:
@@ -118,7 +118,9 @@ def try_ray() -> str:
         ray = _import_ray()
         ray.init(address="local", **_options("local", 1))
         try:
-            return "" if ray.get(ray.remote(_answer).remote(), timeout=60) == _answer() else "a task gave a wrong result"
+            return (
+                "" if ray.get(ray.remote(_answer).remote(), timeout=60) == _answer() else "a task gave a wrong result"
+            )
         finally:
             ray.shutdown()
     except Exception as error:  # Ray raises from several trees, and import errors count as well
@@ -152,7 +154,7 @@ def _worker_environment() -> dict[str, str]:
     """One thread a worker: two workers that both use every core run several times slower than one."""
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
-    threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return {**threads, "PYTHONPATH": path}
 
 

@@ -48,7 +48,9 @@ class TrialLog:
                 trials.append(_from_document(json.loads(line)))
             except (ValueError, KeyError, TypeError, JobError) as error:
                 reason = str(error).splitlines()[0]
-                raise RunError(f"{self.path}, line {number} is damaged: {reason}; start anew with another --out") from None
+                raise RunError(
+                    f"{self.path}, line {number} is damaged: {reason}; start anew with another --out"
+                ) from None
         return trials
 
     def append(self, trial: Trial) -> None:
@@ -65,7 +67,9 @@ class TrialLog:
 def disk_error(path: Path, error: OSError) -> RunError:
     """What to tell the user when ``path`` cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RunError(f"the disk is full: {path} cannot be written. Finished trials are kept; free space and --resume")
+        return RunError(
+            f"the disk is full: {path} cannot be written. Finished trials are kept; free space and --resume"
+        )
     return RunError(f"{path} cannot be written: {error.strerror or error}")
 
 
