@@ -41,7 +41,6 @@ demo: $(STAMP) ## train a small model, search it, export and verify the knee of 
 	rm -rf runs/demo runs/demo-export
 	$(BIN)/python examples/digits/train.py
 	$(BIN)/autoq search examples/digits/job.yaml --out runs/demo
-	$(BIN)/autoq front runs/demo
 	$(BIN)/autoq export runs/demo --select knee --out runs/demo-export
 	$(BIN)/autoq verify runs/demo-export
 	$(BIN)/python runs/demo-export/infer.py

@@ -35,6 +35,7 @@ from autoq.runtime.machine import describe, software_versions
 from autoq.runtime.meter import Meter
 from autoq.runtime.metric import Metric, resolve_metric
 from autoq.runtime.ort import input_specs, open_session, run_batches
+from autoq.runtime.timing import TimingPlan
 from autoq.search.candidates import Candidates, candidates
 from autoq.search.evaluate import Workload
 from autoq.search.executor import Executor, LocalExecutor
@@ -288,6 +289,7 @@ def _record(folder: RunFolder, setting: Setting, resume: bool) -> dict[str, Any]
         "objectives": list(job.objectives),
         "constraints": job.to_dict()["constraints"],
         "latency": job.to_dict()["latency"],
+        "sampler": job.search.sampler,
         "seed": job.seed,
     }
     recorded = folder.read() if resume else {}
@@ -340,13 +342,17 @@ def _meter(setting: Setting) -> Meter:
     fixed = {spec.shape[0] for spec in setting.inputs if spec.shape and spec.shape[0] is not None}
     batch = max(fixed, default=None) or latency.batch
     feeds = {name: np.resize(array[:batch], (batch, *array.shape[1:])) for name, array in setting.search.inputs.items()}
+    plan = None
+    if latency.samples is not None:
+        plan = TimingPlan(min_rounds=latency.samples, max_rounds=latency.samples, limit_s=3600.0)
     return Meter(
         setting.model.path,
         feeds,
         batch=batch,
         threads=latency.threads,
         runtime=setting.profile.runtime.name,
-        runtime_options={"provider": setting.profile.runtime.provider},
+        runtime_options={"provider": setting.profile.runtime.provider, **setting.profile.runtime.options},
+        plan=plan,
     )
 
 
@@ -404,7 +410,7 @@ def _proposer(setting: Setting, problem: Problem) -> Proposer:
         problem.complete,
         seeds=problem.seeds(),
         objectives=len(setting.job.objectives),
-        sampler="nsga2",
+        sampler=setting.job.search.sampler,
         seed=setting.job.seed,
     )
 

@@ -6,6 +6,8 @@ Two tables, each one line an operator:
   integers themselves.
 * *integer* operators compute on 8-bit inputs when all of their inputs and their output are quantized; the runtime fuses
   ``DequantizeLinear -> op -> QuantizeLinear`` into one integer kernel.
+
+``docs/lowering.md`` lists what is not here, and why.
 """
 
 from __future__ import annotations
@@ -39,18 +41,22 @@ def _max_pool_without_indices(graph: Graph, node: onnx.NodeProto) -> bool:
 
 
 def _resize_copies(graph: Graph, node: onnx.NodeProto) -> bool:
-    return attribute(node, "mode", "nearest") == "nearest"
+    # tf_crop_and_resize fills with a float outside the image.
+    cropped = attribute(node, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
+    return attribute(node, "mode", "nearest") == "nearest" and not cropped
 
 
 CARRY: dict[str, Condition] = {
+    "DepthToSpace": _always,
     "Expand": _always,
     "Flatten": _always,
-    "Gather": lambda graph, node: node.input[0] not in graph.initializers,
+    "Gather": _always,
     "MaxPool": _max_pool_without_indices,
     "Pad": _pad_keeps_zero,
     "Reshape": _always,
     "Resize": _resize_copies,
     "Slice": _always,
+    "SpaceToDepth": _always,
     "Split": _always,
     "Squeeze": _always,
     "Tile": _always,
@@ -68,20 +74,29 @@ def _concat_of_activations(graph: Graph, node: onnx.NodeProto) -> bool:
     return _no_constant_input(graph, node) and len(node.input) >= 2
 
 
+def _undilated(graph: Graph, node: onnx.NodeProto) -> bool:
+    # ONNX Runtime fuses a dilated pool too, then rejects it: QLinearAveragePool has no dilations.
+    return all(step == 1 for step in attribute(node, "dilations", ()))  # type: ignore[attr-defined]
+
+
 INTEGER: dict[str, Condition] = {
     "Add": _no_constant_input,
-    "AveragePool": _always,
+    "AveragePool": _undilated,
     "Concat": _concat_of_activations,
     "GlobalAveragePool": _always,
+    "LeakyRelu": _always,
     "Mul": _no_constant_input,
+    "Sigmoid": _always,
 }
 """Operators with an integer kernel that has a scale of its own for the output."""
 
 
 def is_carry(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Whether ``node`` moves values without changing them."""
+    """Whether ``node`` moves values without changing them; a constant has nothing to carry."""
     condition = CARRY.get(node.op_type)
-    return node.domain in ("", "ai.onnx") and condition is not None and condition(graph, node)
+    if condition is None or node.domain not in ("", "ai.onnx") or node.input[0] in graph.initializers:
+        return False
+    return condition(graph, node)
 
 
 def is_integer(graph: Graph, node: onnx.NodeProto) -> bool:
@@ -90,10 +105,10 @@ def is_integer(graph: Graph, node: onnx.NodeProto) -> bool:
     return node.domain in ("", "ai.onnx") and condition is not None and condition(graph, node)
 
 
-def fused_activation(graph: Graph, tensor: str) -> onnx.NodeProto | None:
-    """The Relu or Clip that the runtime folds into the quantization of ``tensor``'s only use, if there is one.
+def absorbed_activation(graph: Graph, tensor: str) -> onnx.NodeProto | None:
+    """The Relu or Clip that is the only reader of ``tensor`` and that quantization can take over, if there is one.
 
-    A Clip counts when its lower bound is zero or more: saturation of the unsigned range then does its work.
+    A Clip counts when its lower bound is zero: the upper one is no smaller than the calibrated range, which saturates.
     """
     reader = graph.sole_consumer(tensor)
     if reader is None or reader.domain not in ("", "ai.onnx") or reader.input[0] != tensor:

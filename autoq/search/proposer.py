@@ -28,7 +28,7 @@ from autoq.errors import JobError, RunError
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 SamplerName = Literal["nsga2", "tpe", "random"]
-SAMPLERS: tuple[SamplerName, ...] = ("nsga2", "tpe", "random")
+SAMPLERS: tuple[SamplerName, ...] = ("tpe", "nsga2", "random")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,10 +26,22 @@ _QUIET = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TQDM": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # its C++ core would write warnings over the progress bar
     # A full disk is reported by autoq when it writes; Ray would refuse to work from 95 % on.
     "RAY_local_fs_capacity_threshold": "1.0",
 }
+
+
+class _Worker:
+    """What runs on a worker. It fetches the workload when first asked, and so again after it was started anew."""
+
+    def __init__(self) -> None:
+        self._evaluator: Evaluator | None = None
+
+    def evaluate(self, policy: Policy, workload: list[Any]) -> Scored | Failure:
+        """``workload`` is a list of one reference: a bare one would be fetched for every call."""
+        if self._evaluator is None:
+            self._evaluator = Evaluator(_import_ray().get(workload[0]))
+        return self._evaluator.evaluate(policy)
 
 
 class RayExecutor:
@@ -49,10 +61,9 @@ class RayExecutor:
         cores = int(ray.cluster_resources().get("CPU", 1))
         count = min(workers or cores, cores) or 1
         self.description = f"Ray {ray.__version__}, {count} worker{'s' if count > 1 else ''}"
-        worker = ray.remote(Evaluator).options(num_cpus=1, max_restarts=-1, max_task_retries=1)
-        # Kept, since an actor that is started again fetches it again.
-        self._workload = ray.put(workload)
-        self._actors = [worker.remote(self._workload) for _ in range(count)]
+        worker = ray.remote(_Worker).options(num_cpus=1, max_restarts=-1, max_task_retries=1)
+        self._workload = [ray.put(workload)]
+        self._actors = [worker.remote() for _ in range(count)]
 
     def _start(self, address: str, workers: int) -> None:
         try:
@@ -74,7 +85,7 @@ class RayExecutor:
             while waiting and idle:
                 position, policy = waiting.pop(0)
                 actor = idle.pop(0)
-                running[self._actors[actor].evaluate.remote(policy)] = (position, actor)
+                running[self._actors[actor].evaluate.remote(policy, self._workload)] = (position, actor)
             while given in results:
                 yield results.pop(given)
                 given += 1

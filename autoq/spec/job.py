@@ -87,6 +87,12 @@ class Budget(Fields):
             raise ValueError(str(error)) from None
 
 
+class SearchChoice(Fields):
+    """``sampler``: which of Optuna's algorithms proposes candidates (:data:`autoq.search.proposer.SAMPLERS`)."""
+
+    sampler: Literal["tpe", "nsga2", "random"] = "tpe"
+
+
 class Tracking(Fields):
     """The MLflow server and experiment; ``None`` is the default of each."""
 
@@ -127,6 +133,7 @@ class _JobFields(Fields):
     constraints: _ConstraintFields = _ConstraintFields()
     budget: Budget = Budget()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    search: SearchChoice = SearchChoice()
     tracking: Tracking = Tracking()
     latency: LatencyChoice = LatencyChoice()
 
@@ -165,6 +172,7 @@ class Job:
     constraints: Constraints = field(default_factory=Constraints)
     budget: Budget = field(default_factory=Budget)
     seed: int = 0
+    search: SearchChoice = field(default_factory=SearchChoice)
     tracking: Tracking = field(default_factory=Tracking)
     latency: LatencyChoice = field(default_factory=LatencyChoice)
     base_dir: Path
@@ -194,6 +202,7 @@ class Job:
             "constraints": {name: bound for name, bound in bounds.items() if bound is not None},
             "budget": _dump(self.budget),
             "seed": self.seed,
+            "search": _dump(self.search),
             "tracking": _dump(self.tracking),
             "latency": _dump(self.latency),
         }
@@ -249,6 +258,7 @@ def load_job(source: str | Path | Mapping[str, Any] | Job, base_dir: str | Path 
         constraints=Constraints(**fields.constraints.model_dump()),
         budget=fields.budget,
         seed=fields.seed,
+        search=fields.search,
         tracking=fields.tracking,
         latency=fields.latency,
         base_dir=absolute,

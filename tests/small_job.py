@@ -1,0 +1,166 @@
+"""A small real job: a convolutional network of four layers on 8x8 images, and data that it labels itself.
+
+Random weights, and as labels the float model's own arg-max: float32 has accuracy 1, and quantizing costs a little, so
+that fronts have several points. A search of it takes a few tenths of a second a trial.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import yaml
+from onnx import TensorProto, helper, numpy_helper
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = ("conv1", "conv2", "fc1", "fc2")
+ROWS = 480
+
+
+def small_model(seed: int = 0, *, batch: int | str = "N") -> onnx.ModelProto:
+    """Conv-Relu, Conv-Add-Relu, pool, Gemm-Relu, MatMul-Add; input ``x`` [N, 3, 8, 8], output ``y`` [N, 10]."""
+    rng = np.random.default_rng(seed)
+
+    def weight(name: str, *shape: int, fan: int) -> onnx.TensorProto:
+        return numpy_helper.from_array((rng.normal(size=shape) * np.sqrt(2 / fan)).astype(np.float32), name)
+
+    initializers = [
+        weight("w1", 16, 3, 3, 3, fan=27),
+        weight("b1", 16, fan=32),
+        weight("w2", 16, 16, 3, 3, fan=144),
+        weight("b2", 16, fan=32),
+        weight("w3", 32, 256, fan=256),
+        weight("b3", 32, fan=32),
+        weight("w4", 32, 10, fan=32),
+        weight("b4", 10, fan=32),
+    ]
+    conv = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], name="conv1", **conv),
+        helper.make_node("Relu", ["c1"], ["r1"], name="relu1"),
+        helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], name="conv2", **conv),
+        helper.make_node("Add", ["c2", "r1"], ["s"], name="add"),
+        helper.make_node("Relu", ["s"], ["r2"], name="relu2"),
+        helper.make_node("MaxPool", ["r2"], ["p"], name="pool", kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Flatten", ["p"], ["f"], name="flatten"),
+        helper.make_node("Gemm", ["f", "w3", "b3"], ["g"], name="fc1", transB=1),
+        helper.make_node("Relu", ["g"], ["r3"], name="relu3"),
+        helper.make_node("MatMul", ["r3", "w4"], ["m"], name="fc2"),
+        helper.make_node("Add", ["m", "b4"], ["y"], name="bias"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 10])],
+        initializers,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    _balance(model, initializers[6], initializers[7])
+    model.graph.ClearField("initializer")
+    model.graph.initializer.extend(initializers)
+    onnx.checker.check_model(model)
+    return model
+
+
+def _balance(model: onnx.ModelProto, weight: onnx.TensorProto, bias: onnx.TensorProto) -> None:
+    """Every output to mean 0 and variance 1, so that all ten classes occur."""
+    x = np.random.default_rng(9).normal(size=(256, 3, 8, 8)).astype(np.float32)
+    open_batch = onnx.ModelProto.FromString(model.SerializeToString())
+    for value in (*open_batch.graph.input, *open_batch.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "N"
+    session = onnxruntime.InferenceSession(open_batch.SerializeToString(), providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {"x": x})
+    scaled = numpy_helper.to_array(weight) / y.std(axis=0)
+    shifted = (numpy_helper.to_array(bias) - y.mean(axis=0)) / y.std(axis=0)
+    weight.CopyFrom(numpy_helper.from_array(scaled.astype(np.float32), weight.name))
+    bias.CopyFrom(numpy_helper.from_array(shifted.astype(np.float32), bias.name))
+
+
+def small_data(model: onnx.ModelProto, seed: int = 1, rows: int = ROWS) -> dict[str, np.ndarray]:
+    """``x`` [rows, 3, 8, 8] float32 and ``y`` [rows] int64, the model's own arg-max."""
+    x = np.random.default_rng(seed).normal(size=(rows, 3, 8, 8)).astype(np.float32)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {"x": x})
+    return {"x": x, "y": y.argmax(axis=1)}
+
+
+def job_values(tracking: str | None = None, **changes: Any) -> dict[str, Any]:
+    """The job as a mapping; ``changes`` replace top-level fields."""
+    values: dict[str, Any] = {
+        "version": 1,
+        "name": "small",
+        "model": {"path": "small.onnx"},
+        "data": {
+            "calibration": {"path": "data.npz", "slice": [0, 64]},
+            "search": {"path": "data.npz", "slice": [64, 272]},
+            "final": {"path": "data.npz", "slice": [272, 480]},
+            "target": "y",
+        },
+        "metric": {"name": "accuracy"},
+        "hardware": "cpu.yaml",
+        "space": "space.yaml",
+        "objectives": ["metric", "size"],
+        "budget": {"trials": 10},
+        # Two short rounds: these tests are not about the figures.
+        "latency": {"samples": 2},
+        "seed": 3,
+    }
+    if tracking is not None:
+        values["tracking"] = {"uri": tracking}
+    return values | changes
+
+
+# Unlike the shipped profile it fits any machine, so that the tests run on all.
+_PROFILE = {
+    "version": 1,
+    "name": "any-cpu",
+    "kind": "cpu",
+    "runtime": {"name": "onnxruntime"},
+    "ops": {op: {"allow": ["float32", "float16", "w*"]} for op in ("Conv", "Gemm", "MatMul")},
+    "cost": {"float16": 1.0, "w8": 1.0, "w4": 1.0, "w2": 1.0, "w8a8": 0.5, "w4a8": 0.5, "w2a8": 0.5},
+}
+_SPACE = {
+    "version": 1,
+    "name": "small",
+    "schemes": ["float32", "w8", "w{4,2}-gptq", "w8a8@{minmax,mse}", "w4a8-gptq@minmax"],
+}
+
+
+def write_job(folder: Path, tracking: str | None = None, **changes: Any) -> Path:
+    """Model, data, profile, space and job file in ``folder``; the path of the job file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = small_model()
+    (folder / "small.onnx").write_bytes(model.SerializeToString())
+    np.savez(folder / "data.npz", **small_data(model))  # type: ignore[arg-type]
+    (folder / "cpu.yaml").write_text(yaml.safe_dump(_PROFILE))
+    (folder / "space.yaml").write_text(yaml.safe_dump(_SPACE))
+    return dump_job(folder / "job.yaml", job_values(tracking, **changes))
+
+
+def dump_job(path: Path, values: Mapping[str, Any]) -> Path:
+    """``values`` as the YAML file ``path``, which is returned."""
+    path.write_text(yaml.safe_dump(dict(values), sort_keys=False))
+    return path
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """What a subprocess gets: one thread, this checkout on the path."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **changes}
+
+
+def autoq(
+    *arguments: str | os.PathLike[str], timeout: float = 120, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """``python -m autoq ARGUMENTS`` to its end; stdout and stderr apart."""
+    command = [sys.executable, "-m", "autoq", *map(os.fspath, arguments)]
+    options.setdefault("env", environment())
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
