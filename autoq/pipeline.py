@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from autoq.core.identity import sha256_hex
 from autoq.core.objectives import Direction, Values
 from autoq.core.policy import Policy
 from autoq.core.result import Front, FrontPoint, Latency, MetricPair, Trial
-from autoq.core.scheme import FLOAT32
-from autoq.errors import MetricError, ProfileError, TrialError
-from autoq.model.bank import default_cache_dir
+from autoq.core.scheme import FLOAT32, Scheme
+from autoq.errors import MetricError, ProfileError, RunError, TrialError
+from autoq.model.bank import BANK_VERSION, default_cache_dir
 from autoq.model.calibrate import output_shapes
 from autoq.model.layers import with_macs
 from autoq.model.lower import Lowering
@@ -44,10 +45,18 @@ from autoq.search.groundwork import lay_groundwork
 from autoq.search.loop import Limits, Search
 from autoq.search.problem import Problem
 from autoq.search.proposer import Proposer, StudyRecord
+from autoq.search.seeds import knapsack_seeds
+from autoq.search.sensitivity import cached, measure, probes, sensitivity
 from autoq.search.store import TrialLog, disk_error
 from autoq.spec.hardware import Profile, load_profile
 from autoq.spec.job import Job, load_job
 from autoq.spec.space import Space, load_space
+
+PREDICTED_SEEDS = 24
+"""Seeds from the predicted front, at most; the rest of the budget is the sampler's."""
+
+PROBE_ROWS = 64
+"""Calibration rows that sensitivities are taken on."""
 
 RUNS = Path("runs")
 """Where runs go by default, and with them MLflow's database."""
@@ -185,6 +194,7 @@ def _search(
         cache_dir=default_cache_dir(),
         step=events.step,
     )
+    seeds = _predicted_seeds(setting, lowering, events)
     events.step("measuring float32")
     meter = _meter(setting)
     baseline = _baseline(setting, meter, folder)
@@ -206,7 +216,7 @@ def _search(
     try:
         search = Search(
             problem=problem,
-            proposer=_proposer(setting, problem),
+            proposer=_proposer(setting, problem, seeds),
             executor=executor,
             log=log,
             models=folder.models,
@@ -311,7 +321,7 @@ def _record(folder: RunFolder, setting: Setting, resume: bool) -> dict[str, Any]
 def _layer_records(model: SourceModel) -> list[dict[str, Any]]:
     placer = Placer(model.graph, model.layers)
     return [
-        layer_record(layer, tuple(dict.fromkeys([layer.output, placer.stored(model.graph.nodes[layer.node], False)])))
+        layer_record(layer, tuple(dict.fromkeys([layer.output, placer.stored(model.graph.nodes[layer.node])])))
         for layer in model.layers
     ]
 
@@ -404,11 +414,34 @@ def _problem(setting: Setting, lowering: Lowering, baseline: FrontPoint) -> Prob
     )
 
 
-def _proposer(setting: Setting, problem: Problem) -> Proposer:
+def _predicted_seeds(setting: Setting, lowering: Lowering, events: Events) -> list[dict[str, Scheme]]:
+    """Policies that trace the front that sensitivities predict: at most :data:`PREDICTED_SEEDS`, half of the budget."""
+    spare = setting.job.budget.trials - len(setting.space.seeds)
+    count = min(PREDICTED_SEEDS, spare // 2)
+    found = probes(setting.candidates, lowering.canonical)
+    if count <= 0 or not found:
+        return []
+    events.step(f"probing the sensitivity of {len(setting.candidates)} layers")
+    inputs = {name: array[:PROBE_ROWS] for name, array in setting.calibration.inputs.items()}
+    noises = cached(
+        default_cache_dir(),
+        found,
+        [setting.model.sha256, setting.calibration.fingerprint, BANK_VERSION],
+        lambda: measure(found, lowering.build, inputs, batch=PROBE_ROWS, workers=os.cpu_count() or 1),
+    )
+    table = sensitivity(setting.candidates, found, noises)
+    return knapsack_seeds(setting.candidates, table, setting.profile, count)
+
+
+def _proposer(setting: Setting, problem: Problem, predicted: Sequence[Mapping[str, Scheme]]) -> Proposer:
+    named = [
+        (f"predicted front {number}", {name: seed[name] for name in problem.choices})
+        for number, seed in enumerate(predicted, start=1)
+    ]
     return Proposer(
         problem.choices,
         problem.complete,
-        seeds=problem.seeds(),
+        seeds=[*problem.uniform_seeds(), *named],
         objectives=len(setting.job.objectives),
         sampler=setting.job.search.sampler,
         seed=setting.job.seed,
@@ -491,15 +524,21 @@ def _front(
 
 
 def _front_files(search: Search, lowering: Lowering) -> list[Path]:
-    """The front's files; one that a crash kept from being written is built again, to the same bytes."""
+    """The front's files; one that a crash kept from being written whole is built again, to the same bytes."""
     paths = []
     for trial in search.front:
         path = search.model_path(trial.id)
-        if not path.exists():
-            try:
-                path.write_bytes(lowering.build(trial.policy))
-            except OSError as error:
-                raise disk_error(path, error) from None
+        try:
+            if not path.exists() or sha256_hex(path.read_bytes()) != trial.sha256:
+                model = lowering.build(trial.policy)
+                if sha256_hex(model) != trial.sha256:
+                    raise RunError(
+                        f"{path} is missing or damaged, and this version of autoq builds another file for trial "
+                        f"{trial.number}; search anew with another --out"
+                    )
+                path.write_bytes(model)
+        except OSError as error:
+            raise disk_error(path, error) from None
         paths.append(path)
     return paths
 
@@ -517,7 +556,9 @@ def _notes(setting: Setting, search: Search, points: Sequence[FrontPoint]) -> tu
         notes.append(
             f"the profile's latency model ranked the measured latencies with a Spearman correlation of {rank:.2f}"
         )
-    if not points:
+    if not points and search.front:
+        notes.append("no point is left on the front: the final check took off all that the search had found")
+    elif not points:
         notes.append(f"no point is left on the front: {search.problem.nearest_miss(search.trials)}")
     return tuple(notes)
 

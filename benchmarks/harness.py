@@ -24,9 +24,8 @@ OUT = ROOT / "benchmarks" / "out"
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """A parser with ``--bench``."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument(
-        "--bench", type=Path, default=ROOT.parent / "shared" / "bench", help="folder with cifar10/ [default: %(default)s]"
-    )
+    bench = ROOT.parent / "shared" / "bench"
+    made.add_argument("--bench", type=Path, default=bench, help="folder with cifar10/ [default: %(default)s]")
     return made
 
 

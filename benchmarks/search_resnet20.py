@@ -1,6 +1,6 @@
 """A whole search of ResNet-20, start to report, on Ray: how long it takes, and what the time goes to.
 
-    python benchmarks/search_resnet20.py [--trials 100] [--workers 0] [--ray local] [--out RUN] [--bench DIR]
+    python benchmarks/search_resnet20.py [--trials 100] [--workers 0] [--ray local] [--cold] [--out RUN] [--bench DIR]
 
 The wall time counts from the start of this process (imports included) to the return of ``autoq.search``.
 
@@ -8,13 +8,20 @@ Overhead is taken over the search loop alone, from its first proposal to its las
 and n trials:
 
     useful   = sum(seconds.metric) / W  +  sum(seconds.measure)
-    overhead = 1 - useful / (wall time of the loop)
+    overhead = wall time of the loop - useful
 
 ``seconds.metric`` is metric inference on one core, and W of them run at once; ``seconds.measure`` is latency and memory
-measured alone on the machine. All else counts as overhead: building, loading, the metric function, transfers, a worker that
-waits for the other, proposals, files, the study, MLflow. The parts printed below are each sum(part) / W for what the workers
-do; "bookkeeping" is what passes between two trials of one batch beyond the second one's measurement (files, study, tracking,
-front); "rest" is what remains (proposals, transfers, waiting workers, bookkeeping after a batch's last trial).
+measured alone on the machine. All else counts as overhead: building, loading, the metric function, transfers, a worker
+that waits for the other, proposals, files, the study, MLflow. The parts printed are sum(part) / W for what the workers
+do. "Bookkeeping" is what passes between the ends of two trials of one batch beyond the later one's measurement: files,
+study, tracking, front. "Rest" is what remains: proposals, transfers, and waiting at a batch's end.
+
+``seconds.measure`` includes waiting for another process of this user that measures, which would make the overhead's
+share of the loop look smaller than it is. The share held against the goal is therefore that of a typical trial:
+
+    overhead / n  over  (overhead / n  +  median(seconds.metric) / W  +  median(seconds.measure))
+
+The ceiling is the rate if the workers did nothing but metric inference: W / mean(seconds.metric).
 """
 
 from __future__ import annotations
@@ -58,7 +65,14 @@ def run(job: dict[str, Any], out: Path, trials: int, ray: str, workers: int) -> 
     return {"steps": steps, "ends": ends, "front": result.front, "finished": time.time()}
 
 
-def breakdown(trials: list[dict[str, Any]], loop_start: float, ends: list[float], workers: int, batch: int) -> dict:  # type: ignore[type-arg]
+def median_of(trials: list[dict[str, Any]], part: str) -> float:
+    """Median seconds of one part, over the trials that came to it."""
+    return statistics.median(trial["seconds"][part] for trial in trials if part in trial["seconds"])
+
+
+def breakdown(
+    trials: list[dict[str, Any]], loop_start: float, ends: list[float], workers: int, batch: int
+) -> dict[str, Any]:
     """Shares of the loop's wall time, as the module's docstring defines them."""
     loop = ends[-1] - loop_start
     total = {
@@ -70,12 +84,14 @@ def breakdown(trials: list[dict[str, Any]], loop_start: float, ends: list[float]
     gaps = [ends[i] - ends[i - 1] - trials[i]["seconds"].get("measure", 0.0) for i in within]
     seconds["bookkeeping"] = sum(gaps)
     seconds["rest"] = loop - sum(seconds.values())
-    useful = seconds["metric"] + seconds["measure"]
+    overhead = loop - seconds["metric"] - seconds["measure"]
+    typical = median_of(trials, "metric") / workers + median_of(trials, "measure")
     return {
         "loop_s": loop,
         "seconds": seconds,
         "shares": {part: value / loop for part, value in seconds.items()},
-        "overhead_share": 1 - useful / loop,
+        "overhead_share_of_loop": overhead / loop,
+        "overhead_share": overhead / (overhead + len(trials) * typical),
         "bookkeeping_ms_median": 1e3 * statistics.median(gaps) if gaps else None,
     }
 
@@ -88,7 +104,7 @@ def main() -> None:
     arguments.add_argument("--workers", type=int, default=0, help="Ray workers; 0 is one a core")
     arguments.add_argument("--ray", default="local", help="local, off or an address")
     arguments.add_argument("--out", type=Path, help="run folder, new; by default a temporary one that stays")
-    arguments.add_argument("--cold", action="store_true", help="with an empty weight bank, as on a machine's first search")
+    arguments.add_argument("--cold", action="store_true", help="with an empty weight bank: a machine's first search")
     given = arguments.parse_args()
     before = machine()
     out = (given.out or Path(tempfile.mkdtemp(prefix="autoq-bench-")) / "resnet20").resolve()
@@ -104,7 +120,7 @@ def main() -> None:
     workers = 1 if given.ray == "off" else given.workers or os.cpu_count() or 1
     loop_start = [at for text, at in found["steps"] if text == "searching"][-1]
     parts = breakdown(trials, loop_start, found["ends"], workers, BATCH)
-    build_ms = 1e3 * statistics.median(trial["seconds"]["build"] for trial in trials if "build" in trial["seconds"])
+    build_ms = 1e3 * median_of(trials, "build")
     front = found["front"]
     phases = [(text, at - started) for text, at in found["steps"]] + [("done", wall)]
     result = {
@@ -116,10 +132,11 @@ def main() -> None:
         "wall_s": wall,
         "steps_at_s": phases,
         "build_ms_median": build_ms,
-        "measure_s_median": statistics.median(trial["seconds"].get("measure", 0.0) for trial in trials),
-        "metric_s_median": statistics.median(trial["seconds"].get("metric", 0.0) for trial in trials),
+        "measure_s_median": median_of(trials, "measure"),
+        "metric_s_median": median_of(trials, "metric"),
         "candidates_per_minute_loop": 60 * len(trials) / parts["loop_s"],
         "candidates_per_minute_whole": 60 * len(trials) / wall,
+        "candidates_per_minute_ceiling": 60 * len(trials) / parts["seconds"]["metric"],
         **parts,
         "front": [
             {
@@ -149,12 +166,14 @@ def report(result: dict[str, Any]) -> None:
     rows = [
         ("whole search, s", f"{result['wall_s']:.1f}", "< 360", result["wall_s"] < 360),
         ("median build, ms", f"{result['build_ms_median']:.1f}", "< 20", result["build_ms_median"] < 20),
-        ("overhead in the loop", f"{result['overhead_share']:.1%}", "< 10 %", result["overhead_share"] < 0.1),
+        ("overhead of a typical trial", f"{result['overhead_share']:.1%}", "< 10 %", result["overhead_share"] < 0.1),
     ]
     for name, value, goal, met in rows:
         print(f"{name:30s} {value:>8s}  goal {goal:7s} {verdict(met)}")
+    print(f"{'overhead, of the whole loop':30s} {result['overhead_share_of_loop']:8.1%}")
     print(f"{'candidates a minute, loop':30s} {result['candidates_per_minute_loop']:8.1f}")
     print(f"{'candidates a minute, whole':30s} {result['candidates_per_minute_whole']:8.1f}")
+    print(f"{'candidates a minute, ceiling':30s} {result['candidates_per_minute_ceiling']:8.1f}")
     print(f"\nthe loop's {result['loop_s']:.1f} s")
     for part, seconds in result["seconds"].items():
         print(f"  {part:18s} {seconds:7.1f} s {result['shares'][part]:7.1%}")

@@ -6,26 +6,40 @@ that fronts have several points. A search of it takes a few tenths of a second a
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 
 ROOT = Path(__file__).resolve().parents[1]
+# The user's own cache is left alone, and nothing that an earlier version computed is taken for this one's.
+CACHE = tempfile.mkdtemp(prefix="autoq-test-cache-")
+os.environ["AUTOQ_CACHE"] = CACHE
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+
+# For whole searches in this process: MLflow's way with pandas, which is none of autoq's.
+QUIET_SEARCH = ("ignore:For backward compatibility, 'str' dtypes are included:DeprecationWarning",)
+
 LAYERS = ("conv1", "conv2", "fc1", "fc2")
 ROWS = 480
 
 
 def small_model(seed: int = 0, *, batch: int | str = "N") -> onnx.ModelProto:
-    """Conv-Relu, Conv-Add-Relu, pool, Gemm-Relu, MatMul-Add; input ``x`` [N, 3, 8, 8], output ``y`` [N, 10]."""
+    """Conv-Relu, Conv-Add-Relu, pool, Gemm-Relu, MatMul-Sub; input ``x`` [N, 3, 8, 8], output ``y`` [N, 10]."""
     rng = np.random.default_rng(seed)
 
     def weight(name: str, *shape: int, fan: int) -> onnx.TensorProto:
@@ -53,7 +67,8 @@ def small_model(seed: int = 0, *, batch: int | str = "N") -> onnx.ModelProto:
         helper.make_node("Gemm", ["f", "w3", "b3"], ["g"], name="fc1", transB=1),
         helper.make_node("Relu", ["g"], ["r3"], name="relu3"),
         helper.make_node("MatMul", ["r3", "w4"], ["m"], name="fc2"),
-        helper.make_node("Add", ["m", "b4"], ["y"], name="bias"),
+        # Not an Add, which preparing would fold into a Gemm.
+        helper.make_node("Sub", ["m", "b4"], ["y"], name="shift"),
     ]
     graph = helper.make_graph(
         nodes,
@@ -79,7 +94,7 @@ def _balance(model: onnx.ModelProto, weight: onnx.TensorProto, bias: onnx.Tensor
     session = onnxruntime.InferenceSession(open_batch.SerializeToString(), providers=["CPUExecutionProvider"])
     (y,) = session.run(None, {"x": x})
     scaled = numpy_helper.to_array(weight) / y.std(axis=0)
-    shifted = (numpy_helper.to_array(bias) - y.mean(axis=0)) / y.std(axis=0)
+    shifted = (numpy_helper.to_array(bias) + y.mean(axis=0)) / y.std(axis=0)
     weight.CopyFrom(numpy_helper.from_array(scaled.astype(np.float32), weight.name))
     bias.CopyFrom(numpy_helper.from_array(shifted.astype(np.float32), bias.name))
 
@@ -157,10 +172,53 @@ def environment(**changes: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **changes}
 
 
-def autoq(
-    *arguments: str | os.PathLike[str], timeout: float = 120, **options: Any
-) -> subprocess.CompletedProcess[str]:
+def autoq(*arguments: str | os.PathLike[str], timeout: float = 120, **options: Any) -> subprocess.CompletedProcess[str]:
     """``python -m autoq ARGUMENTS`` to its end; stdout and stderr apart."""
     command = [sys.executable, "-m", "autoq", *map(os.fspath, arguments)]
     options.setdefault("env", environment())
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
+
+
+def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a job whose search is finished in ``run``, made once for all tests and processes: do not change it.
+
+    The folder holds ``job.yaml`` and what it names, ``mlflow.db``, and the run folder ``run``.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    with (folder / ".making").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "run" / "front.png").exists():
+            job = write_job(folder, f"sqlite:///{folder}/mlflow.db", constraints={"max_metric_drop": 0.3})
+            done = autoq("search", job, "--out", folder / "run", "--ray", "off", "--quiet")
+            assert done.returncode == 0, done.stderr
+    return folder
+
+
+def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One MLflow database for all tests of this process: making one takes seconds."""
+    return f"sqlite:///{tmp_path_factory.getbasetemp()}/mlflow.db"
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
+    """A real file system of that size, mounted on ``folder``; the test is skipped where none can be mounted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "autoq-test", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command, so no small disk to fill")
+    if done.returncode:
+        pytest.skip(f"no small disk can be mounted to be filled: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def one_policy_space(policy: Mapping[str, str]) -> dict[str, Any]:
+    """A space in which every layer has one scheme: the search has one trial."""
+    rules = [{"match": layer, "schemes": [scheme]} for layer, scheme in policy.items()]
+    return {"version": 1, "name": "one", "schemes": sorted(set(policy.values())), "rules": rules}

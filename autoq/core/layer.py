@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+LAYER_OPS = ("Conv", "ConvTranspose", "Gather", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +48,8 @@ class Layer:
     @property
     def kind(self) -> str:
         """The op in the reader's words: ``depthwise Conv``, ``Conv``, ``MatMul``, …"""
+        if self.op_type == "Gather":
+            return "embedding (Gather)"
         if self.op_type == "Conv" and self.groups > 1:
             return "depthwise Conv" if self.groups == self.weight_shape[0] else "grouped Conv"
         return self.op_type

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -77,7 +76,7 @@ class Bank:
         """
         with ThreadPoolExecutor(threads) as pool:
             # NumPy releases the interpreter lock in the linear algebra, where the time goes.
-            results = pool.map(lambda pair: self._quantize(*pair, moments), missing)
+            results = pool.map(lambda pair: self._quantize(pair[0], pair[1], moments), missing)
             for done, ((layer, spec), entry) in enumerate(zip(missing, results, strict=True), start=1):
                 self.entries[layer.name, spec] = entry
                 self._write(layer, spec, entry)
@@ -132,11 +131,13 @@ class Bank:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 values, scale = stored["values"], stored["scale"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except Exception:  # whatever a damaged file makes NumPy and zipfile raise: it is computed again
             return None
         axis = layer.channel_axis if spec.granularity == "channel" else None
         expected = (layer.channels,) if axis is not None else (1,)
         if values.shape != layer.weight_shape or values.dtype != np.int8 or scale.shape != expected:
+            return None
+        if scale.dtype != np.float32 or not (np.isfinite(scale).all() and (scale > 0).all()):
             return None
         return QuantizedWeight(values=values, scale=scale, axis=axis, bits=spec.bits)
 

@@ -1,12 +1,13 @@
 """One pass over the calibration data collects whatever any scheme could need; the rest is pure functions of it.
 
 Consumers declare: the tensors whose ranges are wanted, and the layers whose second moments are (GPTQ). Memory is
-bounded: a histogram of fixed size for each tensor, one matrix for each layer, one batch of activations at a time.
+bounded: a histogram of fixed size for each tensor, one matrix for each layer, and activations of as many rows at a
+time as fit :data:`ACTIVATION_BYTES`, whatever the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,9 +24,12 @@ from autoq.model.moments import SecondMoment
 from autoq.numerics.affine import activation_affine
 from autoq.numerics.histogram import TensorStatistics
 from autoq.numerics.ranges import clip_range
-from autoq.runtime.ort import open_session
+from autoq.runtime.ort import clean_message, open_session
 
 Batch = Mapping[str, np.ndarray]
+
+ACTIVATION_BYTES = 256 * 2**20
+"""Activations held at once. One row may take more: it is run alone then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,21 +59,19 @@ def calibrate(
     Second moments use the first ``moment_rows`` rows only: they cost more than ranges and settle sooner.
     ``on_batch`` is told the rows done so far. Raises :class:`DataError` when an activation is NaN or infinite.
     """
-    from_inputs = set(graph.inputs)
-    layer_inputs = {layer.input for layer in moment_layers}
-    wanted = [name for name in dict.fromkeys([*tensors, *layer_inputs]) if name not in from_inputs]
-    session = open_session(with_outputs(graph, wanted), threads=threads)
+    layer_inputs = [layer.input for layer in moment_layers]
+    runner = _Runner(graph, [*tensors, *layer_inputs], threads=threads)
     statistics = {name: TensorStatistics.empty() for name in tensors}
     moments = {layer.name: SecondMoment.of_layer(layer, graph) for layer in moment_layers}
     rows = 0
     for index, batch in enumerate(batches):
-        values = {**batch, **_run(session, wanted, batch)}
-        for name in tensors:
-            statistics[name] = _updated(statistics[name], name, values[name], index)
-        if rows < moment_rows:
-            for layer in moment_layers:
+        for values in runner.parts(batch, index):
+            for name in tensors:
+                # Parts of one batch merge: how a batch is divided changes nothing.
+                statistics[name] = _updated(statistics[name], name, values[name], index)
+            for layer in moment_layers if rows < moment_rows else ():
                 moments[layer.name].update(values[layer.input])
-        rows += len(next(iter(batch.values())))
+        rows += _rows(batch)
         on_batch(rows)
     if rows == 0:
         raise DataError("data.calibration holds no rows")
@@ -81,9 +83,14 @@ def calibrate(
 def affine_table(
     statistics: Mapping[str, TensorStatistics], specs: Iterable[ActivationSpec]
 ) -> dict[tuple[str, ActivationSpec], Affine]:
-    """Scale and zero point of every tensor under every activation scheme: pure functions of the statistics."""
+    """Scale and zero point of every tensor under every activation scheme: pure functions of the statistics.
+
+    Raises :class:`DataError` for a tensor that never held a value.
+    """
     table: dict[tuple[str, ActivationSpec], Affine] = {}
     for tensor, values in statistics.items():
+        if not values.histogram.count:
+            raise DataError(f"tensor {tensor!r} was empty in every calibration batch; nothing to calibrate it by")
         for spec in specs:
             low, high = clip_range(values, spec.calibration, signed=spec.signed)
             table[tensor, spec] = activation_affine(low, high, signed=spec.signed)
@@ -93,8 +100,8 @@ def affine_table(
 def output_shapes(graph: Graph, layers: Sequence[Layer], batch: Batch) -> dict[str, tuple[int, ...]]:
     """The shape that each layer's output has for one row of ``batch``, from a real run."""
     wanted = [layer.output for layer in layers]
-    values = _run(open_session(with_outputs(graph, wanted), threads=1), wanted, batch)
-    rows = len(next(iter(batch.values())))
+    values = _run(open_session(with_outputs(graph, wanted), threads=1), wanted, batch, "the first rows")
+    rows = _rows(batch)
     return {
         name: (1, *value.shape[1:]) if value.ndim and value.shape[0] == rows else value.shape
         for name, value in values.items()
@@ -114,11 +121,43 @@ def with_outputs(graph: Graph, tensors: Sequence[str]) -> bytes:
     return model.SerializeToString()
 
 
-def _run(session: InferenceSession, names: Sequence[str], batch: Batch) -> dict[str, np.ndarray]:
-    if not names:
-        return {}
-    feeds = {value.name: np.asarray(batch[value.name]) for value in session.get_inputs()}
-    return dict(zip(names, session.run(list(names), feeds), strict=True))
+class _Runner:
+    """Runs the float model for the values of ``names``, on part of a batch's rows at a time."""
+
+    def __init__(self, graph: Graph, names: Sequence[str], *, threads: int) -> None:
+        self._names = [name for name in dict.fromkeys(names) if name not in graph.inputs]
+        self._session = open_session(with_outputs(graph, self._names), threads=threads) if self._names else None
+        inputs = self._session.get_inputs() if self._session else ()
+        self._fixed = any(value.shape and isinstance(value.shape[0], int) for value in inputs)
+        self._size = 1  # until the first row has shown what one takes
+
+    def parts(self, batch: Batch, index: int) -> Iterator[dict[str, np.ndarray]]:
+        """Tensor name -> values, of the inputs too, for one part of the batch after the other."""
+        rows, start = _rows(batch), 0
+        while start < rows:
+            size = rows if self._fixed or self._session is None else self._size
+            part = {name: np.asarray(values)[start : start + size] for name, values in batch.items()}
+            found = {}
+            if self._session is not None:
+                found = _run(self._session, self._names, part, f"calibration batch {index}")
+                taken = sum(values.nbytes for values in found.values())
+                self._size = max(1, ACTIVATION_BYTES * _rows(part) // max(taken, 1))
+            start += size
+            yield {**part, **found}
+
+
+def _rows(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
+
+
+def _run(session: InferenceSession, names: Sequence[str], batch: Batch, what: str) -> dict[str, np.ndarray]:
+    try:
+        feeds = {value.name: np.asarray(batch[value.name]) for value in session.get_inputs()}
+        return dict(zip(names, session.run(list(names), feeds), strict=True))
+    except KeyError as error:
+        raise DataError(f"the model's input {error.args[0]!r} is not fed; the data has {', '.join(batch)}") from None
+    except Exception as error:  # ONNX Runtime's errors have no common base below Exception
+        raise DataError(f"{what}: ONNX Runtime failed to run the float model: {clean_message(error)}") from error
 
 
 def _updated(statistics: TensorStatistics, name: str, values: np.ndarray, batch: int) -> TensorStatistics:

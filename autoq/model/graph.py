@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +14,11 @@ from autoq.errors import ModelError
 
 @dataclass(slots=True)
 class Graph:
-    """Read-only view of a prepared model. ``consumers[t]`` lists ``(node, input index)`` in graph order."""
+    """Read-only view of a prepared model. ``consumers[t]`` lists ``(node, input index)`` in graph order.
+
+    ``captured`` are the names that the bodies of If, Loop and Scan read; ``ranks`` has the number of dimensions of the
+    tensors for which it is known.
+    """
 
     model: onnx.ModelProto
     nodes: dict[str, onnx.NodeProto] = field(init=False)
@@ -23,6 +28,7 @@ class Graph:
     inputs: tuple[str, ...] = field(init=False)
     outputs: frozenset[str] = field(init=False)
     captured: frozenset[str] = field(init=False)
+    ranks: dict[str, int] = field(init=False)
     _arrays: dict[str, np.ndarray] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -41,6 +47,12 @@ class Graph:
                     self.consumers.setdefault(name, []).append((node, index))
         # Tensors that If, Loop or Scan bodies read from outside must keep their names and meaning.
         self.captured = frozenset(_captured_names(graph))
+        values = (*graph.input, *graph.value_info, *graph.output)
+        self.ranks = {
+            value.name: len(value.type.tensor_type.shape.dim)
+            for value in values
+            if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape")
+        }
 
     def constant(self, name: str) -> np.ndarray | None:
         """The value of the initializer ``name``, or ``None`` where the tensor is not constant."""
@@ -58,7 +70,7 @@ class Graph:
         return readers[0][0]
 
 
-def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object:
+def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     """The value of a node's attribute; strings come back as ``str``."""
     for entry in node.attribute:
         if entry.name == name:

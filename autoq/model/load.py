@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
+from onnx import numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from autoq.errors import ModelError
@@ -13,15 +16,23 @@ from autoq.errors import ModelError
 OLDEST_OPSET = 13
 """Per-axis QuantizeLinear exists from opset 13 on (ONNX operator changelog)."""
 
-PROTOBUF_LIMIT = 2**31 - 1
-"""A protobuf message, and so a single ONNX file, is at most 2 GiB."""
+LARGEST_BYTES = 2**31 - 1
+"""A protobuf message, and so a candidate, which is one ONNX file, is at most 2 GiB."""
 
 
-def load_model(path: Path) -> onnx.ModelProto:
-    """The model of the file ``path``, checked, with its external data read in.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A checked model with its external data read in; ``files`` are the model's own file, then its external data's."""
+
+    model: onnx.ModelProto
+    files: tuple[Path, ...]
+
+
+def load_model(path: Path) -> Loaded:
+    """The model of the file ``path``.
 
     Raises :class:`ModelError` when the file is missing, is no ONNX model, is truncated, names external data outside
-    its own folder, breaks the ONNX specification, or is older than opset 13.
+    its own folder, breaks the ONNX specification, is older than opset 13, or larger than 2 GiB.
     """
     try:
         data = path.read_bytes()
@@ -38,9 +49,9 @@ def load_model(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path} is no ONNX model, or is truncated ({len(data):,} bytes do not parse)") from None
     if not model.graph.node or not model.opset_import:
         raise ModelError(f"{path} holds no ONNX graph; is it really an .onnx file?")
-    _read_external_data(model, path)
+    files = (path, *_read_external_data(model, path))
     _check(model, path)
-    return model
+    return Loaded(model=model, files=files)
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -48,13 +59,18 @@ def opset_of(model: onnx.ModelProto) -> int:
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
-def _read_external_data(model: onnx.ModelProto, path: Path) -> None:
+def _read_external_data(model: onnx.ModelProto, path: Path) -> list[Path]:
+    """Reads the external data into ``model``; gives back its files, by name."""
     folder = path.parent.resolve()
+    files: dict[str, Path] = {}
     for tensor in _tensors(model):
         if not uses_external_data(tensor):
             continue
-        location = ExternalDataInfo(tensor).location
-        target = (folder / location).resolve()
+        try:
+            location = ExternalDataInfo(tensor).location
+            target = (folder / location).resolve()
+        except (ValueError, OSError) as error:
+            raise ModelError(f"{path}: tensor {tensor.name!r} has broken external data: {_first_line(error)}") from None
         if not location or Path(location).is_absolute() or not target.is_relative_to(folder):
             raise ModelError(
                 f"{path}: tensor {tensor.name!r} names external data outside the model's folder ({location!r}); "
@@ -62,10 +78,15 @@ def _read_external_data(model: onnx.ModelProto, path: Path) -> None:
             )
         if not target.is_file():
             raise ModelError(f"{path}: tensor {tensor.name!r} needs the external file {location!r}, which is missing")
+        files[location] = path.parent / location
+    total = sum(file.stat().st_size for file in (path, *files.values()))
+    if total > LARGEST_BYTES:
+        raise ModelError(f"{path} has {total:,} bytes with its external data; a candidate is one file of at most 2 GiB")
     try:
         onnx.load_external_data_for_model(model, str(folder))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+    except Exception as error:  # the checker lets several C++ exception types through, here and below
         raise ModelError(f"{path}: external data cannot be read: {_first_line(error)}") from None
+    return [file for _, file in sorted(files.items())]
 
 
 def _check(model: onnx.ModelProto, path: Path) -> None:
@@ -73,30 +94,34 @@ def _check(model: onnx.ModelProto, path: Path) -> None:
     if opset < OLDEST_OPSET:
         raise ModelError(f"{path} has opset {opset}; autoq needs {OLDEST_OPSET} or later. Export it again")
     try:
-        if model.ByteSize() < PROTOBUF_LIMIT:
-            onnx.checker.check_model(model)
-        else:
-            onnx.checker.check_model(str(path))
-    except Exception as error:  # the checker lets several C++ exception types through
+        onnx.checker.check_model(model)
+    except Exception as error:
         raise ModelError(f"{path} is not a valid ONNX model: {_first_line(error)}") from None
+    if model.graph.sparse_initializer:
+        name = model.graph.sparse_initializer[0].values.name
+        raise ModelError(f"{path} stores {name!r} as a sparse tensor, which is not supported; store it densely")
+    for tensor in _tensors(model):  # the checker looks neither at a tensor's type nor at its number of bytes
+        if tensor.data_type not in onnx.TensorProto.DataType.values() or min(tensor.dims, default=0) < 0:
+            what = f"data type {tensor.data_type}, dimensions {list(tensor.dims)}"
+            raise ModelError(f"{path}: tensor {tensor.name!r} is damaged: {what}")
+        try:
+            numpy_helper.to_array(tensor)
+        except Exception as error:
+            raise ModelError(f"{path}: tensor {tensor.name!r} is damaged: {_first_line(error)}") from None
 
 
-def _tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
-    found: list[onnx.TensorProto] = []
-    graphs = [model.graph]
-    while graphs:
-        graph = graphs.pop()
-        found.extend(graph.initializer)
-        nodes = list(graph.node) + ([node for function in model.functions for node in function.node])
-        for node in nodes:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    found.append(attribute.t)
-                found.extend(attribute.tensors)
-                if attribute.HasField("g"):
-                    graphs.append(attribute.g)
-                graphs.extend(attribute.graphs)
-    return found
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of the model: initializers and attributes, in subgraphs and functions too."""
+    yield from model.graph.initializer
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    while nodes:
+        for attribute in nodes.pop().attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for graph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+                yield from graph.initializer
+                nodes.extend(graph.node)
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,41 +2,40 @@
 
 The forms are those that stock ONNX Runtime executes fast (measured; see docs/lowering.md):
 
-* 8-bit activations: ``QuantizeLinear -> DequantizeLinear`` pairs that the runtime fuses into integer kernels, with
-  carry operators (Reshape, Slice, Pad, …) between the two, on the integers themselves;
+* 8-bit activations: ``QuantizeLinear -> DequantizeLinear`` pairs that the runtime fuses into integer kernels; carry
+  operators (Reshape, Slice, Pad, …) run on the integers themselves;
 * 4- and 2-bit weights of integer layers: ``Cast`` to int8, which folds when the session loads, then
   ``DequantizeLinear``: full int8 speed at 4 or 2 bits on disk;
 * weight-only: ``Cast`` to float32 and ``Mul`` by the scales, both folded when the session loads: full float speed;
 * float16: one ``Cast``, folded likewise.
+
+Names: a quantized tensor ``T`` has ``T::q`` (integers), ``T::s`` and ``T::z`` (scale, zero point), and ``T::dq`` where
+its float form lives on beside the pair. :mod:`autoq.model.stored` names what belongs to weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from autoq.core.layer import Layer
 from autoq.core.policy import Policy
 from autoq.core.scheme import ActivationSpec, Scheme, WeightSpec
 from autoq.errors import TrialError
 from autoq.model.graph import Graph
-from autoq.model.operators import is_carry
+from autoq.model.operators import is_carry, must_not_fuse
 from autoq.model.placement import Placement, Placer
-from autoq.numerics.packing import pack_int2, pack_int4
+from autoq.model.prepare import INT2_IR_VERSION, INT2_OPSET, raise_opset
+from autoq.model.stored import Stored
 from autoq.numerics.weights import QuantizedWeight
 
 Affine = tuple[np.float32, int]
 """Scale and zero point of one tensor."""
-
-INT2_OPSET, INT2_IR_VERSION = 25, 13
-"""2-bit integers came with opset 25 (ONNX 1.20). Between 21 and 25 operators only gained types, so the graph of a
-candidate with 2-bit weights is the same graph under a later number."""
-
-_INT32_MAX = 2**31 - 1
 
 
 @dataclass(slots=True)
@@ -67,14 +66,9 @@ class Lowering:
         """
         return _Builder(self, dict(policy), self.placer.place(dict(policy))).build()
 
-    def affine_of(self, policy: Policy) -> dict[str, Affine]:
-        """Root tensor -> scale and zero point: what the manifest records."""
-        quantized = self.placer.place(dict(policy)).quantized
-        return {tensor: self.affines[tensor, spec] for tensor, spec in quantized.items()}
-
 
 class _Builder:
-    """One candidate in the making: nodes and initializers in the order in which they will stand."""
+    """One candidate in the making: nodes in the order in which they will stand, after the stored weights."""
 
     def __init__(self, lowering: Lowering, policy: dict[str, Scheme], placement: Placement) -> None:
         self.graph = lowering.graph
@@ -84,10 +78,8 @@ class _Builder:
         self.bank = lowering.bank
         self.root = lowering.placer.root
         self.layer_at = {layer.node: layer for layer in lowering.layers}
-        self.stems = _stems(lowering.layers)
+        self.stored = Stored(lowering.layers)
         self.nodes: list[onnx.NodeProto] = []
-        self.initializers: dict[str, TensorProto] = {}
-        self.written: set[str] = set()
 
     def build(self) -> bytes:
         source = self.graph.model
@@ -99,6 +91,8 @@ class _Builder:
         model = onnx.ModelProto(ir_version=source.ir_version, producer_name="autoq")
         model.opset_import.extend(source.opset_import)
         model.functions.extend(source.functions)
+        # What users keep there (class names, strides); exporters' own notes stay behind.
+        model.metadata_props.extend(entry for entry in source.metadata_props if not entry.key.startswith("pkg."))
         graph = model.graph
         graph.name = source.graph.name
         graph.input.extend(value for value in source.graph.input if value.name not in self.graph.initializers)
@@ -106,37 +100,44 @@ class _Builder:
         nodes = self._live_nodes()
         graph.node.extend(nodes)
         used = {name for node in nodes for name in node.input} | self.graph.captured | self.graph.outputs
-        graph.initializer.extend(tensor for name, tensor in self.initializers.items() if name in used)
+        own = [tensor for name, tensor in self.stored.initializers.items() if name in used]
+        graph.initializer.extend(own)
         graph.initializer.extend(tensor for name, tensor in self.graph.initializers.items() if name in used)
-        if any(tensor.data_type == TensorProto.INT2 for tensor in self.initializers.values()):
-            model.ir_version = max(model.ir_version, INT2_IR_VERSION)
-            for entry in model.opset_import:
-                if entry.domain in ("", "ai.onnx"):
-                    entry.version = max(entry.version, INT2_OPSET)
+        if any(tensor.data_type == TensorProto.INT2 for tensor in own):
+            raise_opset(model, INT2_OPSET, INT2_IR_VERSION)
         return model.SerializeToString(deterministic=True)
 
     def _place(self, original: onnx.NodeProto) -> None:
-        node = onnx.NodeProto()
-        node.CopyFrom(original)
-        node.ClearField("metadata_props")
-        node.ClearField("doc_string")
+        node = _copy(original)
         quantized, made = self.placement.quantized, self.placement.integer_made
         if is_carry(self.graph, node) and (root := self.root(node.output[0])) in quantized:
             if root not in made:
                 self.nodes.append(node)  # float readers keep the float path; unread, it is dropped below
             self._carry(original, root)
             return
+        if node.op_type in ("Relu", "Clip") and (root := node.output[0]) in made and quantized[root].signed:
+            self._signed_activation(original.input[0], root)
+            return
+        if node.op_type == "Shape" and self.root(node.input[0]) in made:
+            node.input[0] = f"{node.input[0]}::q"  # or the runtime dequantizes the whole tensor for its shape
+        if node.op_type == "Add" and any(self._could_become_gemm(name) for name in node.input):
+            node.op_type = "Sum"
         if node.name in self.placement.integer_nodes:
             for index, name in enumerate(node.input):
                 if name and (root := self.root(name)) in quantized and root not in made:
                     node.input[index] = f"{name}::dq"
         layer = self.layer_at.get(node.name)
-        if layer is not None:
+        if layer is not None and layer.op_type == "Gather":
+            node = self._look_up(layer, node)
+        elif layer is not None:
             self._weight(layer, node)
         for index, name in enumerate(node.output):
             if name in made:
                 node.output[index] = f"{name}::raw"
         self.nodes.append(node)
+        if must_not_fuse(node) and node.output[0] in quantized:
+            target, node.output[0] = node.output[0], f"{node.output[0]}::alone"
+            self._node("Sum", [node.output[0]], target)  # of one: a copy that keeps the node from its pair
         for name in original.output:
             if name in made:
                 self._pair(name, f"{name}::raw", name)
@@ -145,169 +146,142 @@ class _Builder:
 
     def _pair(self, root: str, source: str, target: str) -> None:
         """``source -> QuantizeLinear -> root::q -> DequantizeLinear -> target`` with the scale of ``root``."""
+        self._quantize(root, source, f"{root}::q")
+        self._dequantize(root, root, target)
+
+    def _signed_activation(self, source: str, root: str) -> None:
+        """A Relu, or a Clip from zero, after signed symmetric quantization: there zero is zero, and saturation clips.
+
+        Unsigned, the runtime absorbs the float activation into the pair; signed it does not, and would run the layer in
+        float for it. It has an integer kernel for LeakyRelu, though, and a slope of 0 makes that a Relu.
+        """
+        raw = f"{root}::raw"
+        self._quantize(root, source, f"{raw}::q")
+        self._dequantize(raw, root, f"{raw}::dq")
+        self._node("LeakyRelu", [f"{raw}::dq"], raw, alpha=0.0)
+        self._pair(root, raw, root)
+
+    def _quantize(self, root: str, source: str, target: str) -> None:
         spec = self.placement.quantized[root]
+        scale, zero_point = self._affine(root, spec)
+        self.stored.array(f"{root}::s", np.asarray(scale, np.float32))
+        self.stored.array(f"{root}::z", np.asarray(zero_point, np.int8 if spec.signed else np.uint8))
+        self._node("QuantizeLinear", [source, f"{root}::s", f"{root}::z"], target)
+
+    def _affine(self, root: str, spec: ActivationSpec) -> Affine:
         try:
-            scale, zero_point = self.affines[root, spec]
+            return self.affines[root, spec]
         except KeyError:
             raise TrialError("build", f"tensor {root!r} has no calibrated range for {spec.calibration}") from None
-        self._initializer(f"{root}::s", np.asarray(scale, np.float32))
-        self._initializer(f"{root}::z", np.asarray(zero_point, np.int8 if spec.signed else np.uint8))
-        self._node("QuantizeLinear", [source, f"{root}::s", f"{root}::z"], f"{root}::q")
-        self._dequantize(root, root, target)
 
     def _dequantize(self, tensor: str, root: str, target: str) -> None:
         self._node("DequantizeLinear", [f"{tensor}::q", f"{root}::s", f"{root}::z"], target)
 
     def _carry(self, original: onnx.NodeProto, root: str) -> None:
-        """The same operator between Q and DQ, on the integers."""
-        node = onnx.NodeProto()
-        node.CopyFrom(original)
-        node.ClearField("metadata_props")
-        node.ClearField("doc_string")
+        """The same operator on the integers.
+
+        Unsigned, it stands between Q and DQ. Signed, it stands between pairs, which the runtime takes away: on x86 it
+        runs signed integers as unsigned ones, and turns them into such only where Q and DQ touch.
+        """
+        node = _copy(original)
         node.name = f"{original.name}::q"
-        node.input[0] = f"{original.input[0]}::q"
-        if node.op_type == "Pad":  # zero, in integers, is the zero point
+        signed = self.placement.quantized[root].signed
+        node.input[0] = self._float_name(original.input[0], root) if signed else f"{original.input[0]}::q"
+        if node.op_type == "Pad" and not signed:  # zero, in integers, is the zero point
             while len(node.input) < 3:
                 node.input.append("")
             node.input[2] = f"{root}::z"
         for index, name in enumerate(original.output):
             if name:
-                node.output[index] = f"{name}::q"
+                node.output[index] = f"{name}::raw" if signed else f"{name}::q"
         self.nodes.append(node)
         for name in original.output:
+            if name and signed:
+                self._quantize(root, f"{name}::raw", f"{name}::q")
             if name:
-                self._dequantize(name, root, name if root in self.placement.integer_made else f"{name}::dq")
+                self._dequantize(name, root, self._float_name(name, root))
+
+    def _float_name(self, tensor: str, root: str) -> str:
+        """What the float form of ``tensor`` behind its pair is called."""
+        return tensor if root in self.placement.integer_made else f"{tensor}::dq"
 
     def _weight(self, layer: Layer, node: onnx.NodeProto) -> None:
         scheme = self.policy[layer.name]
         if scheme.weight is None:
             return
         if scheme.weight.bits == 16:
-            node.input[layer.weight_index] = self._float16(layer)
+            node.input[layer.weight_index] = self.stored.float16(layer, self._constant(layer.weight))
             return
+        weight = self._banked(layer, scheme)
+        if scheme.activation is None:
+            node.input[layer.weight_index] = self.stored.weight_only(layer, scheme.weight, weight)
+            return
+        bias = None
+        if layer.bias is not None:
+            bias = np.broadcast_to(self._constant(layer.bias).reshape(-1), (layer.channels,))
+        input_scale = self._affine(self.root(layer.input), scheme.activation)[0]
+        node.input[layer.weight_index], bias_name = self.stored.integer(layer, scheme.weight, weight, bias, input_scale)
+        if bias_name is not None:
+            node.input[2] = bias_name
+
+    def _look_up(self, layer: Layer, node: onnx.NodeProto) -> onnx.NodeProto:
+        """The look-up in a small table, and what makes float32 of the rows taken; returns the last of these nodes."""
+        scheme = self.policy[layer.name]
+        if scheme.weight is None:
+            return node
+        target, rows = node.output[0], f"{node.output[0]}::rows"
+        if scheme.weight.bits == 16:
+            self.stored.array(f"{layer.weight}::f16", self._constant(layer.weight).astype(np.float16))
+            node.input[0], node.output[0] = f"{layer.weight}::f16", rows
+            self.nodes.append(node)
+            return helper.make_node("Cast", [rows], [target], f"{target}::Cast", to=TensorProto.FLOAT)
+        weight = self._banked(layer, scheme)
+        integers, scales = self.stored.table(layer, scheme.weight, weight)
+        node.input[0], node.output[0] = integers, rows
+        self.nodes.append(node)
+        self._node("Cast", [rows], f"{rows}::f32", to=TensorProto.FLOAT)
+        if weight.axis is not None:
+            self._node("Gather", [scales, node.input[1]], f"{rows}::s", axis=0)
+            scales = f"{rows}::s"
+        return helper.make_node("Mul", [f"{rows}::f32", scales], [target], f"{target}::Mul")
+
+    def _banked(self, layer: Layer, scheme: Scheme) -> QuantizedWeight:
+        assert scheme.weight is not None
         try:
-            weight = self.bank[layer.tied_to or layer.name, scheme.weight]
+            return self.bank[layer.tied_to or layer.name, scheme.weight]
         except KeyError:
             raise TrialError("build", f"layer {layer.name!r}: the bank has no {scheme} weights") from None
-        if scheme.activation is None:
-            node.input[layer.weight_index] = self._weight_only(layer, scheme.weight, weight)
-            return
-        stem = self.stems[layer.tied_to or layer.name]
-        if layer.bias is not None:
-            input_scale = self.affines[self.root(layer.input), scheme.activation][0]
-            roomy = _with_room_for_bias(weight, input_scale, self._constant(layer.bias))
-            node.input[2] = self._bias(layer, roomy, input_scale)
-            if roomy is not weight:  # scales of this layer's own, also where the weight itself is shared
-                weight, stem = roomy, f"{layer.weight}::{layer.node}"
-        # Without a written zero point ONNX Runtime leaves Gemm and MatMul in float; for Conv it is a wasted byte a channel.
-        zero_point = layer.op_type != "Conv"
-        node.input[layer.weight_index] = self._integer_weight(stem, scheme.weight, weight, zero_point=zero_point)
 
     def _constant(self, name: str) -> np.ndarray:
         value = self.graph.constant(name)
-        assert value is not None, "read_layers refuses integer kernels for a bias that is not constant"
+        assert value is not None, "read_layers takes constant weights only, and refuses integers for other biases"
         return value
 
-    def _float16(self, layer: Layer) -> str:
-        target = f"{layer.weight}::f16::f32"
-        if target not in self.written:
-            self.written.add(target)
-            self._initializer(f"{layer.weight}::f16", self._constant(layer.weight).astype(np.float16))
-            self._node("Cast", [f"{layer.weight}::f16"], target, to=TensorProto.FLOAT)
-        return target
+    def _could_become_gemm(self, name: str) -> bool:
+        """Whether the runtime would join the integer MatMul that writes ``name`` and this Add to a Gemm, in float."""
+        producer = self.graph.producer.get(name)
+        layer = self.layer_at.get(producer.name) if producer is not None else None
+        if layer is None or layer.op_type != "MatMul" or name in self.placement.quantized:
+            return False
+        return self.policy[layer.name].activation is not None and self.graph.ranks.get(name) == 2
 
-    def _weight_only(self, layer: Layer, spec: WeightSpec, weight: QuantizedWeight) -> str:
-        stem = self.stems[layer.tied_to or layer.name]
-        target = f"{stem}::f32"
-        if target not in self.written:
-            self.written.add(target)
-            self._stored(f"{stem}::w", spec.bits, weight.values)
-            self._initializer(f"{stem}::s", weight.scale.reshape(_broadcast_shape(weight)))
-            self._node("Cast", [f"{stem}::w"], f"{stem}::c", to=TensorProto.FLOAT)
-            self._node("Mul", [f"{stem}::c", f"{stem}::s"], target)
-        return target
-
-    def _integer_weight(self, stem: str, spec: WeightSpec, weight: QuantizedWeight, *, zero_point: bool) -> str:
-        if f"{stem}::dq" in self.written:
-            return f"{stem}::dq"
-        self.written.add(f"{stem}::dq")
-        self._stored(f"{stem}::w", spec.bits, weight.values)
-        integers = f"{stem}::w"
-        if spec.bits < 8:
-            integers = f"{stem}::i8"
-            self._node("Cast", [f"{stem}::w"], integers, to=TensorProto.INT8)
-        scale = weight.scale if weight.axis is not None else weight.scale.reshape(())
-        self._initializer(f"{stem}::s", scale)
-        inputs = [integers, f"{stem}::s"]
-        if zero_point:
-            self._initializer(f"{stem}::z", np.zeros(scale.shape, np.int8))
-            inputs.append(f"{stem}::z")
-        self._dequantize_constant(inputs, f"{stem}::dq", weight.axis)
-        return f"{stem}::dq"
-
-    def _bias(self, layer: Layer, weight: QuantizedWeight, input_scale: np.float32) -> str:
-        # int32 at the product of both scales, as the integer kernels add it (ONNX QLinearConv).
-        assert layer.bias is not None
-        stem = f"{layer.bias}::{layer.node}"
-        scale = (np.float32(input_scale) * weight.scale).astype(np.float32)
-        values = np.rint(self._constant(layer.bias).astype(np.float64) / scale.astype(np.float64))
-        self._initializer(f"{stem}::b", np.clip(values, -_INT32_MAX, _INT32_MAX).astype(np.int32))
-        self._initializer(f"{stem}::s", scale if weight.axis is not None else scale.reshape(()))
-        self._dequantize_constant([f"{stem}::b", f"{stem}::s"], f"{stem}::dq", None if weight.axis is None else 0)
-        return f"{stem}::dq"
-
-    def _dequantize_constant(self, inputs: list[str], target: str, axis: int | None) -> None:
-        self._node("DequantizeLinear", inputs, target, **({} if axis is None else {"axis": axis}))
-
-    def _stored(self, name: str, bits: int, values: np.ndarray) -> None:
-        if bits == 8:
-            self._initializer(name, values)
-            return
-        kind, pack = {4: (TensorProto.INT4, pack_int4), 2: (TensorProto.INT2, pack_int2)}[bits]
-        self.initializers[name] = TensorProto(name=name, data_type=kind, dims=values.shape, raw_data=pack(values))
-
-    def _initializer(self, name: str, value: np.ndarray) -> None:
-        if name not in self.initializers:
-            self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
-
-    def _node(self, op_type: str, inputs: list[str], output: str, **attributes: int) -> None:
-        self.nodes.append(helper.make_node(op_type, inputs, [output], name=f"{output}::{op_type}", **attributes))
+    def _node(self, op_type: str, inputs: list[str], output: str, **attributes: Any) -> None:
+        self.nodes.append(helper.make_node(op_type, inputs, [output], f"{output}::{op_type}", **attributes))
 
     def _live_nodes(self) -> list[onnx.NodeProto]:
         needed = set(self.graph.outputs) | set(self.graph.captured)
         live: list[onnx.NodeProto] = []
-        for node in reversed(self.nodes):
+        for node in reversed([*self.stored.nodes, *self.nodes]):
             if any(name in needed for name in node.output):
                 needed.update(node.input)
                 live.append(node)
         return live[::-1]
 
 
-def _with_room_for_bias(weight: QuantizedWeight, input_scale: np.float32, bias: np.ndarray) -> QuantizedWeight:
-    """Raises the scale of channels whose bias would not fit 32 bits; their weights are tiny beside the bias."""
-    least = np.abs(bias.astype(np.float64)) / (float(input_scale) * 2.0**30)
-    if weight.axis is None:
-        least = least.max(initial=0.0, keepdims=True)
-    scale = np.maximum(weight.scale.astype(np.float64), least)
-    if (scale == weight.scale).all():
-        return weight
-    shrunk = np.rint(weight.values * (weight.scale.astype(np.float64) / scale).reshape(_broadcast_shape(weight)))
-    return QuantizedWeight(values=shrunk.astype(np.int8), scale=scale.astype(np.float32), axis=weight.axis, bits=weight.bits)
-
-
-def _broadcast_shape(weight: QuantizedWeight) -> list[int]:
-    """The shape in which the scales broadcast over the values."""
-    if weight.axis is None:
-        return []
-    return [-1 if axis == weight.axis else 1 for axis in range(weight.values.ndim)]
-
-
-def _stems(layers: tuple[Layer, ...]) -> dict[str, str]:
-    """Layer name -> the name its stored tensors begin with: the weight's, and the node's where weights are shared."""
-    first: dict[str, str] = {}
-    for layer in layers:
-        first.setdefault(layer.weight, layer.name)
-    return {
-        layer.name: layer.weight if first[layer.weight] == layer.name else f"{layer.weight}::{layer.node}"
-        for layer in layers
-    }
+def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
+    """The node without what exporters note on it."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    copy.ClearField("metadata_props")
+    copy.ClearField("doc_string")
+    return copy

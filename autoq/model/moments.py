@@ -7,6 +7,7 @@ For a layer ``y = W x`` the error of rounding ``W`` to ``Q`` is ``trace((W - Q) 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,9 @@ POSITIONS_PER_COLUMN = 64
 """Patches sampled for each row of H: enough for a well-conditioned estimate, since GPTQ damps it anyway."""
 
 MOST_POSITIONS_PER_BATCH = 8192
+
+MOST_COLUMNS = 8192
+"""Largest K for which H is kept: half a gigabyte, and a minute of linear algebra."""
 
 
 @dataclass(slots=True)
@@ -53,9 +57,9 @@ class SecondMoment:
             groups=layer.groups,
             columns=int(np.prod(layer.weight_shape[1:])),
             kernel=kernel,
-            strides=tuple(attribute(node, "strides", ones)),  # type: ignore[call-overload]
-            dilations=tuple(attribute(node, "dilations", ones)),  # type: ignore[call-overload]
-            pads=tuple(attribute(node, "pads", zeros)),  # type: ignore[call-overload]
+            strides=tuple(attribute(node, "strides", ones)),
+            dilations=tuple(attribute(node, "dilations", ones)),
+            pads=tuple(attribute(node, "pads", zeros)),
             auto_pad=str(attribute(node, "auto_pad", "NOTSET")),
         )
 
@@ -84,11 +88,11 @@ class SecondMoment:
         padded = np.pad(values, [(0, 0), (0, 0), *self._padding(values.shape[2:])])
         extent = tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
         windows = np.lib.stride_tricks.sliding_window_view(padded, extent, axis=tuple(range(2, 2 + spatial)))
-        step = tuple(slice(None, None, s) for s in self.strides) + tuple(slice(None, None, d) for d in self.dilations)
+        step: tuple[Any, ...] = tuple(slice(None, None, by) for by in (*self.strides, *self.dilations))
         windows = windows[(slice(None), slice(None), *step)]  # [n, channels, *out, *kernel], a view
         batch, channels, out = windows.shape[0], windows.shape[1], windows.shape[2 : 2 + spatial]
         positions = np.arange(0, batch * int(np.prod(out)), self._stride(batch * int(np.prod(out))))
-        where = np.unravel_index(positions, (batch, *out))
+        where: tuple[Any, ...] = np.unravel_index(positions, (batch, *out))
         picked = windows[(where[0], slice(None), *where[1:])]  # [positions, channels, *kernel]
         per_group = channels // self.groups
         grouped = picked.reshape(len(positions), self.groups, per_group * int(np.prod(self.kernel)))

@@ -36,8 +36,8 @@ def _pad_keeps_zero(graph: Graph, node: onnx.NodeProto) -> bool:
     return value is not None and not np.any(value)
 
 
-def _max_pool_without_indices(graph: Graph, node: onnx.NodeProto) -> bool:
-    return len(node.output) == 1
+def _fuses(graph: Graph, node: onnx.NodeProto) -> bool:
+    return not must_not_fuse(node)
 
 
 def _resize_copies(graph: Graph, node: onnx.NodeProto) -> bool:
@@ -51,7 +51,7 @@ CARRY: dict[str, Condition] = {
     "Expand": _always,
     "Flatten": _always,
     "Gather": _always,
-    "MaxPool": _max_pool_without_indices,
+    "MaxPool": _fuses,
     "Pad": _pad_keeps_zero,
     "Reshape": _always,
     "Resize": _resize_copies,
@@ -74,14 +74,9 @@ def _concat_of_activations(graph: Graph, node: onnx.NodeProto) -> bool:
     return _no_constant_input(graph, node) and len(node.input) >= 2
 
 
-def _undilated(graph: Graph, node: onnx.NodeProto) -> bool:
-    # ONNX Runtime fuses a dilated pool too, then rejects it: QLinearAveragePool has no dilations.
-    return all(step == 1 for step in attribute(node, "dilations", ()))  # type: ignore[attr-defined]
-
-
 INTEGER: dict[str, Condition] = {
     "Add": _no_constant_input,
-    "AveragePool": _undilated,
+    "AveragePool": _fuses,
     "Concat": _concat_of_activations,
     "GlobalAveragePool": _always,
     "LeakyRelu": _always,
@@ -89,6 +84,17 @@ INTEGER: dict[str, Condition] = {
     "Sigmoid": _always,
 }
 """Operators with an integer kernel that has a scale of its own for the output."""
+
+
+def must_not_fuse(node: onnx.NodeProto) -> bool:
+    """Whether ONNX Runtime turns a pair before ``node`` into something that it then rejects.
+
+    Version 1.31.1 makes a QLinearAveragePool of a dilated AveragePool, and that has no dilations; and it moves a signed
+    pair past a MaxPool with two outputs with one half of it unsigned.
+    """
+    if node.op_type == "AveragePool":
+        return any(step != 1 for step in attribute(node, "dilations", ()))
+    return node.op_type == "MaxPool" and len(node.output) > 1
 
 
 def is_carry(graph: Graph, node: onnx.NodeProto) -> bool:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx
+import onnx.inliner
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
-from onnxscript import optimizer, rewriter, version_converter
-from onnxscript.rewriter.rules import common as rules
+from onnxscript import version_converter
 
 from autoq.errors import ModelError
+from autoq.model.fold import cause_of, fold
 from autoq.model.load import opset_of
 
 TARGET_OPSET = 21
@@ -24,14 +26,12 @@ TARGET_OPSET = 21
 IR_VERSION = 10
 """The IR version that belongs to opset 21."""
 
-FOLD_LIMIT_BYTES = 256 * 2**20
-"""Constants up to this size are folded: large enough for the transposed weights exporters leave behind."""
+INT2_OPSET, INT2_IR_VERSION = 25, 13
+"""2-bit integers came with opset 25 (ONNX 1.20). Between 21 and 25 operators gained types and attributes whose defaults
+keep their meaning, so a graph means the same under the later number."""
 
-_BATCH_NORM_RULES = (
-    rules.fuse_batchnorm_into_conv_rule,
-    rules.fuse_batchnorm_into_conv_transpose_rule,
-    rules.fuse_batchnorm_into_gemm_rule,
-)
+# Suffixes of the names that lowering gives; a model that has such names itself came out of autoq.
+_OWN_NAMES = re.compile(r"::(q|dq|raw|s|z|w|i8|c|b|f16|f32)$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,66 +51,84 @@ def prepare(model: onnx.ModelProto) -> Prepared:
     """The prepared form of a checked model (see :func:`autoq.model.load.load_model`).
 
     Upgrading uses ONNX's own converters; where they cannot convert an operator, the model keeps its opset and a note
-    says so. Raises :class:`ModelError` when the graph cannot be read at all.
+    says so, as for every other step that fails. Raises :class:`ModelError` when the graph cannot be read at all.
     """
-    notes: list[str] = []
+    notes = _quantized_already(model)
     with _quiet():
         try:
-            graph = _fold(ir.serde.deserialize_model(_upgrade(model, notes)))
-            prepared = ir.serde.serialize_model(graph)
-        except ModelError:
-            raise
-        except Exception as error:
-            raise ModelError(f"the model cannot be prepared: {type(error).__name__}: {error}") from error
+            graph = ir.serde.deserialize_model(_upgrade(_inline(model), notes))
+            prepared = ir.serde.serialize_model(_named(fold(graph, notes)))
+        except Exception as error:  # the libraries' passes raise whatever their code runs into
+            raise ModelError(f"the model cannot be prepared: {cause_of(error)}") from error
     with contextlib.suppress(Exception):  # shapes only inform; without them everything still works
         prepared = onnx.shape_inference.infer_shapes(prepared, data_prop=True)
-    if prepared.ir_version < IR_VERSION:
-        prepared.ir_version = IR_VERSION
+    prepared.ir_version = max(prepared.ir_version, IR_VERSION)
     return Prepared(model=prepared, opset=opset_of(prepared), notes=tuple(notes))
+
+
+def raise_opset(model: onnx.ModelProto, opset: int, ir_version: int) -> None:
+    """Writes later versions into ``model``; its nodes stay as they are."""
+    model.ir_version = max(model.ir_version, ir_version)
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = max(entry.version, opset)
+
+
+def _quantized_already(model: onnx.ModelProto) -> list[str]:
+    count = sum(node.op_type.startswith(("DequantizeLinear", "QLinear", "MatMulInteger")) for node in model.graph.node)
+    if not count:
+        return []
+    return [f"the model is quantized in part already ({count} nodes); those stay as they are, for better or worse"]
+
+
+def _inline(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A function may be written for another opset than its model: it is converted while it is inlined."""
+    if model.functions:
+        with contextlib.suppress(Exception):  # then the folding below inlines what it can
+            return onnx.inliner.inline_local_functions(model, convert_version=True)
+    return model
 
 
 def _upgrade(model: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
     opset = opset_of(model)
     if opset >= TARGET_OPSET:
         return model
-    try:
-        converted = onnx.version_converter.convert_version(model, TARGET_OPSET)
-        onnx.checker.check_model(converted)
-        return converted
-    except Exception as first:
+    reasons = []
+    for convert in (_convert_in_onnx, _convert_in_onnxscript):
         try:
-            graph = ir.serde.deserialize_model(model)
-            version_converter.convert_version(graph, TARGET_OPSET)
-            converted = ir.serde.serialize_model(graph)
-            if opset_of(converted) >= TARGET_OPSET:
-                onnx.checker.check_model(converted)
-                return converted
-        except Exception as second:
-            logging.getLogger(__name__).debug("second converter: %s", second)
-        reason = next((line for line in str(first).splitlines() if line.strip()), type(first).__name__)
-        notes.append(
-            f"opset {opset} could not be upgraded to {TARGET_OPSET} ({reason}); 4- and 2-bit weights need it and are "
-            "left out"
-        )
-        return model
-
-
-def _fold(model: ir.Model) -> ir.Model:
-    optimizer.optimize(model, input_size_limit=FOLD_LIMIT_BYTES, output_size_limit=FOLD_LIMIT_BYTES)
-    model = rewriter.rewrite(model, pattern_rewrite_rules=_BATCH_NORM_RULES)
-    optimizer.optimize(model, input_size_limit=FOLD_LIMIT_BYTES, output_size_limit=FOLD_LIMIT_BYTES)
-    for step in (
-        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        passes.RemoveInitializersFromInputsPass(),
-        passes.IdentityEliminationPass(),
-        passes.RemoveUnusedNodesPass(),
-        passes.TopologicalSortPass(),
-        passes.NameFixPass(),
-    ):
-        result = step(model)
-        if result is not None:
-            model = result.model
+            converted = convert(model)
+            onnx.checker.check_model(converted)
+        except Exception as error:
+            reasons.append(cause_of(error))
+            continue
+        if opset_of(converted) >= TARGET_OPSET:
+            return converted
+    notes.append(
+        f"opset {opset} could not be upgraded to {TARGET_OPSET} ({'; '.join(reasons)}); 4- and 2-bit weights need it "
+        "and are left out"
+    )
     return model
+
+
+def _convert_in_onnx(model: onnx.ModelProto) -> onnx.ModelProto:
+    return onnx.version_converter.convert_version(model, TARGET_OPSET)
+
+
+def _convert_in_onnxscript(model: onnx.ModelProto) -> onnx.ModelProto:
+    graph = ir.serde.deserialize_model(model)
+    version_converter.convert_version(graph, TARGET_OPSET)
+    return ir.serde.serialize_model(graph)
+
+
+def _named(model: ir.Model) -> ir.Model:
+    """Unique names, and none that lowering would give as well."""
+    kept = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
+    for graph in model.graphs():
+        values = [*graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+        for item in (*values, *graph):
+            if item.name and item.name not in kept and _OWN_NAMES.search(item.name):
+                item.name = item.name.replace("::", "..")
+    return passes.NameFixPass()(model).model
 
 
 @contextlib.contextmanager
@@ -120,7 +138,7 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         for name in levels:
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             yield
         finally:

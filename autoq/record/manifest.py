@@ -5,7 +5,7 @@ Version 1::
     {"version": 1, "name": str, "id": str, "origin": str,
      "model": {"file": "model.onnx", "sha256": str, "size_bytes": int, "weight_bits_mean": float},
      "source": {"file": str, "sha256": str, "size_bytes": int},
-     "layers": [{"layer", "op", "node", "weight", "outputs": [str], "scheme"}],
+     "layers": [{"layer", "op", "node", "weight", "weight_index": int, "outputs": [str], "scheme"}],
      "scales": {tensor: {"scale": float, "zero_point": int, "dtype": "uint8" | "int8"}},
      "metric": {"name", "direction", "search", "final", "final_ci95", "drop_ci95", "float32": {"search", "final"}},
      "latency": {"median_ms", "ratio_to_float32", "ratio_ci95", "batch", "threads"} | null,
@@ -25,7 +25,9 @@ from onnx import numpy_helper
 
 from autoq.core.layer import Layer
 from autoq.core.result import Front, FrontPoint, Latency
-from autoq.errors import RunError
+from autoq.core.scheme import Scheme
+from autoq.errors import JobError, RunError
+from autoq.record.json_reader import Node
 
 VERSION = 1
 MODEL_FILE = "model.onnx"
@@ -39,6 +41,7 @@ def layer_record(layer: Layer, outputs: tuple[str, ...]) -> dict[str, Any]:
         "op": layer.op_type,
         "node": layer.node,
         "weight": layer.weight,
+        "weight_index": layer.weight_index,
         "outputs": list(outputs),
     }
 
@@ -80,15 +83,16 @@ def manifest_of(front: Front, point: FrontPoint, run: Mapping[str, Any], model: 
 
 
 def activation_scales(model: bytes) -> dict[str, dict[str, Any]]:
-    """Scale and zero point of every activation tensor that the file quantizes."""
+    """Scale and zero point of every activation tensor that autoq quantized; not of what was quantized before."""
     graph = onnx.ModelProto.FromString(model).graph
     values = {tensor.name: tensor for tensor in graph.initializer}
     scales: dict[str, dict[str, Any]] = {}
     for node in graph.node:
-        if node.op_type == "QuantizeLinear" and all(name in values for name in node.input[1:3]):
+        if node.op_type != "QuantizeLinear" or not node.output[0].endswith("::q") or len(node.input) < 3:
+            continue
+        if all(name in values for name in node.input[1:3]):
             scale, zero_point = (numpy_helper.to_array(values[name]) for name in node.input[1:3])
-            tensor = node.output[0].removesuffix("::q")
-            scales[tensor] = {
+            scales[node.output[0].removesuffix("::q")] = {
                 "scale": float(scale),
                 "zero_point": int(zero_point),
                 "dtype": str(zero_point.dtype),
@@ -113,10 +117,34 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise RunError(f"{path} is no manifest of autoq: it has no version")
     if manifest["version"] > VERSION:
         raise RunError(f"{path} has version {manifest['version']}; this autoq reads up to {VERSION}")
-    missing = {"model", "layers", "scales", "metric", "job", "base_dir"} - manifest.keys()
-    if missing:
-        raise RunError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}; export again")
+    _check(Node(manifest, str(path), ""))
     return manifest
+
+
+def _check(root: Node) -> None:
+    """What :mod:`autoq.record.verify` reads is there and of the right kind."""
+    model = root.get("model")
+    model.get("sha256").text()
+    file = model.get("file")
+    if Path(file.text()).name != file.value:
+        file.fail("must be the name of a file beside the manifest")
+    for layer in root.get("layers").items():
+        for name in ("layer", "node", "weight"):
+            layer.get(name).text()
+        layer.get("weight_index").integer()
+        for output in layer.get("outputs").items():
+            output.text()
+        scheme = layer.get("scheme")
+        try:
+            Scheme.parse(scheme.text())
+        except JobError:
+            scheme.fail("must name a scheme")
+    root.get("scales").fields()
+    root.get("job").fields()
+    root.get("base_dir").text()
+    metric = root.get("metric")
+    metric.get("search").number()
+    metric.get("final").number_or_none()
 
 
 def _latency(latency: Latency | None) -> dict[str, Any] | None:

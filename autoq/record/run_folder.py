@@ -13,9 +13,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +26,8 @@ from autoq.errors import RunError
 from autoq.record.files import write_atomically
 
 VERSION = 1
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class RunFolder:
@@ -36,6 +40,7 @@ class RunFolder:
         self.study = path / "study.db"
         self.front = path / "front.json"
         self._lock: IO[str] | None = None
+        self._made: list[Path] = []
 
     def open(self, *, resume: bool) -> RunFolder:
         """Makes the folder, or takes up an existing one with ``resume``.
@@ -43,14 +48,9 @@ class RunFolder:
         Raises :class:`RunError` when it cannot be written, holds a search and ``resume`` is not given, holds none and
         it is, or is in use by another search.
         """
-        record = self.path / "run.json"
-        if resume and not record.is_file():
-            raise RunError(f"{self.path} holds no search to resume; leave --resume out to start one there")
-        if not resume and record.exists():
-            raise RunError(f"{self.path} already holds a search; continue it with --resume, or give another --out")
-        if not resume and self.path.is_dir() and any(self.path.iterdir()) and not (self.path / ".lock").exists():
-            raise RunError(f"{self.path} is a folder with other things in it; give an empty or a new one with --out")
         try:
+            self._check_use(resume)
+            missing = [folder for folder in (self.models, self.path, *self.path.parents) if not folder.exists()]
             self.models.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")
         except OSError as error:
@@ -60,14 +60,31 @@ class RunFolder:
         except OSError:
             self._lock.close()
             raise RunError(f"another search is running in {self.path}; wait for it, or give another --out") from None
+        self._made = missing
         return self
+
+    def _check_use(self, resume: bool) -> None:
+        record = self.path / "run.json"
+        if resume and not record.is_file():
+            raise RunError(f"{self.path} holds no search to resume; leave --resume out to start one there")
+        if not resume and record.exists():
+            raise RunError(f"{self.path} already holds a search; continue it with --resume, or give another --out")
+        if not resume and self.path.is_dir() and any(self.path.iterdir()) and not (self.path / ".lock").exists():
+            raise RunError(f"{self.path} is a folder with other things in it; give an empty or a new one with --out")
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._lock is not None:
-            self._lock.close()
+        if self._lock is None:
+            return
+        if self._made and not (self.path / "run.json").exists():
+            # No search began: leave nothing behind that would be in the way of the next attempt.
+            with contextlib.suppress(OSError):
+                (self.path / ".lock").unlink()
+                for folder in self._made:
+                    folder.rmdir()
+        self._lock.close()
 
     def read(self) -> dict[str, Any]:
         """``run.json``; raises :class:`RunError` when it is missing, damaged or of a newer version."""
@@ -91,11 +108,12 @@ class RunFolder:
 
     def check_identity(self, recorded: Mapping[str, Any], current: Mapping[str, Any]) -> None:
         """Refuses to continue a search of something else; names what differs. Raises :class:`RunError`."""
-        differing = [name for name in current if recorded.get(name) != current[name]]
-        if differing:
-            details = "; ".join(
-                f"{name} was {_short(recorded.get(name))}, is {_short(current[name])}" for name in differing
-            )
+        details = "; ".join(
+            f"{place} was {_short(before)}, is {_short(now)}"
+            for name in current
+            for place, before, now in _first_difference(name, recorded.get(name), current[name])
+        )
+        if details:
             raise RunError(
                 f"{self.path} holds the search of another job and cannot be resumed with this one: {details}. "
                 "Give another --out"
@@ -117,6 +135,23 @@ def writable(path: Path) -> bool:
     return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
 
 
+def _first_difference(place: str, before: Any, now: Any) -> list[tuple[str, Any, Any]]:
+    """Where two documents differ first, and both values there; nothing where they are equal."""
+    if before == now:
+        return []
+    if isinstance(before, dict) and isinstance(now, dict):
+        key = next(key for key in [*before, *now] if before.get(key, _short) != now.get(key, _short))
+        return _first_difference(f"{place}.{key}", before.get(key), now.get(key)) or [(place, before, now)]
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        index = next(index for index, pair in enumerate(zip(before, now, strict=True)) if pair[0] != pair[1])
+        return _first_difference(f"{place}[{index}]", before[index], now[index])
+    return [(place, before, now)]
+
+
 def _short(value: object) -> str:
+    if value is None:
+        return "not given"
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    if _SHA256.fullmatch(text):
+        return text[:12]
     return text if len(text) <= 60 else text[:57] + "..."

@@ -22,6 +22,8 @@ from autoq.spec.job import load_job
 
 Status = Literal["ok", "failed", "skipped"]
 
+# What stands between a stored weight and the layer that reads it.
+_UNPACKING = frozenset(["Cast", "DequantizeLinear", "Mul"])
 _STORED = {8: TensorProto.INT8, 4: TensorProto.INT4, 2: TensorProto.INT2, 16: TensorProto.FLOAT16}
 
 
@@ -82,6 +84,9 @@ def verify(folder: Path, *, job: str | None = None, metric: bool = True) -> Veri
     checks.append(_scales(model, manifest))
     wrong = [layer for layer in layers if layer.problem]
     found = f"{len(layers) - len(wrong)} of {len(layers)} layers run in the precision asked for"
+    unseen = sum(not layer.executed.kernel for layer in layers)
+    if unseen:
+        found += f"; {unseen} could not be found in the graph that the runtime made"
     checks.append(Check(name="precision", status="failed" if wrong else "ok", found=found))
     if metric:
         checks += _metric(path, manifest, job)
@@ -112,33 +117,50 @@ def _layers(path: Path, model: bytes, manifest: dict[str, Any]) -> tuple[LayerCh
     names = [
         LayerNames(layer=r["layer"], node=r["node"], weight=r["weight"], outputs=tuple(r["outputs"])) for r in records
     ]
-    stored = {tensor.name: tensor.data_type for tensor in onnx.ModelProto.FromString(model).graph.initializer}
+    graph = onnx.ModelProto.FromString(model).graph
     return tuple(
         LayerCheck(
             layer=record["layer"],
             asked=record["scheme"],
             executed=executed,
-            problem=_problem(Scheme.parse(record["scheme"]), executed, record["weight"], stored),
+            problem=_problem(Scheme.parse(record["scheme"]), executed) or _weight_problem(record, graph),
         )
         for record, executed in zip(records, executed_kernels(path, names), strict=True)
     )
 
 
-def _problem(scheme: Scheme, executed: Executed, weight: str, stored: dict[str, int]) -> str:
-    """What is wrong with how a layer runs or is stored, or nothing."""
+def _problem(scheme: Scheme, executed: Executed) -> str:
+    """What is wrong with how a layer runs, or nothing."""
     if scheme.activation is not None and executed.precision != "int8":
         return f"asked for 8-bit activations, runs in {executed.kernel or 'no kernel that could be found'}"
     if scheme.activation is None and executed.precision == "int8":
         return f"asked for float activations, runs in {executed.kernel}"
     if executed.runtime_conversion:
         return f"its weight passes through {executed.runtime_conversion} at every inference"
-    types = {kind for name, kind in stored.items() if name in (f"{weight}::w", f"{weight}::f16")}
-    types |= {kind for name, kind in stored.items() if name.startswith(f"{weight}::") and name.endswith("::w")}
+    return ""
+
+
+def _weight_problem(record: dict[str, Any], graph: onnx.GraphProto) -> str:
+    """What is wrong with the weight that a layer's node reads in the file, or nothing."""
+    scheme, weight = Scheme.parse(record["scheme"]), record["weight"]
+    producers = {name: node for node in graph.node for name in node.output}
+    stored = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    node = next((node for node in graph.node if node.name == record["node"]), None)
+    if node is None or record["weight_index"] >= len(node.input):
+        return "the file has no such node"
+    name = node.input[record["weight_index"]]
+    while name in producers and producers[name].op_type in _UNPACKING:
+        name = producers[name].input[0]
+    if name not in stored:
+        return "its weight is computed at every inference, from no stored one"
+    if name != weight and not name.startswith(f"{weight}::"):
+        return f"reads the weight {name!r}, not its own"
+    kind = TensorProto.DataType.Name(stored[name])
     expected = _STORED.get(scheme.weight_bits)
-    if expected is not None and expected not in types:
-        return f"asked for {scheme.weight_bits}-bit weights, which the file does not hold"
-    if expected is None and weight not in stored:
-        return "asked for float32 weights, which the file does not hold"
+    if expected is None and name != weight:
+        return f"asked for float32 weights, the file holds {kind}"
+    if expected is not None and stored[name] != expected:
+        return f"asked for {scheme.weight_bits}-bit weights, the file holds {kind}"
     return ""
 
 

@@ -32,6 +32,7 @@ FLOAT_KERNELS = frozenset(
         "FusedConv",
         "FusedGemm",
         "FusedMatMul",
+        "Gather",
         "Gemm",
         "MatMul",
         "MatMulNBits",

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 
 from autoq.core.layer import Layer
 from autoq.core.scheme import FLOAT32, ActivationSpec, Scheme, WeightSpec
-from autoq.errors import ProfileError
+from autoq.errors import ProfileError, TrialError
 from autoq.model.graph import Graph
-from autoq.model.prepare import TARGET_OPSET
+from autoq.model.moments import MOST_COLUMNS
+from autoq.model.prepare import INT2_IR_VERSION, INT2_OPSET, TARGET_OPSET, raise_opset
+from autoq.runtime.ort import open_session
 from autoq.spec.hardware import Profile
 from autoq.spec.space import Space
 
@@ -49,7 +52,9 @@ def all_candidates(
     graph: Graph, layers: Sequence[Layer], space: Space, profile: Profile, opset: int
 ) -> tuple[Candidates, ...]:
     """As :func:`candidates`, also where no layer has a choice."""
-    return tuple(_candidates(graph, layer, space, profile, opset) for layer in layers)
+    listed = {scheme for layer in layers for scheme in space.schemes_for(layer.name, layer.op_type)}
+    int2_problem = _int2_problem(graph, opset) if any(scheme.weight_bits == 2 for scheme in listed) else ""
+    return tuple(_candidates(graph, layer, space, profile, opset, int2_problem) for layer in layers)
 
 
 def weight_specs(found: Sequence[Candidates]) -> list[tuple[Layer, WeightSpec]]:
@@ -71,12 +76,15 @@ def activation_specs(found: Sequence[Candidates]) -> list[ActivationSpec]:
     return sorted(mixed, key=lambda spec: (spec.signed, str(spec.calibration)))
 
 
-def _candidates(graph: Graph, layer: Layer, space: Space, profile: Profile, opset: int) -> Candidates:
+def _candidates(
+    graph: Graph, layer: Layer, space: Space, profile: Profile, opset: int, int2_problem: str
+) -> Candidates:
     kept: dict[Scheme, None] = {}
     refused: list[tuple[Scheme, str]] = []
     for listed in space.schemes_for(layer.name, layer.op_type):
         scheme = _with_possible_rounding(layer, listed)
         why = _model_problem(graph, layer, scheme, opset) or profile.legal(layer.op_type, scheme)
+        why = why or (int2_problem if scheme.weight_bits == 2 else "")
         if why:
             refused.append((scheme, why))
         else:
@@ -85,13 +93,30 @@ def _candidates(graph: Graph, layer: Layer, space: Space, profile: Profile, opse
 
 
 def _with_possible_rounding(layer: Layer, scheme: Scheme) -> Scheme:
-    """GPTQ needs ``y = W x`` with one column of H a weight; other layers are rounded to nearest, and say so."""
-    defined = layer.op_type == "Conv" or (len(layer.weight_shape) == 2 and layer.weight_index == 1)
-    if layer.op_type == "ConvTranspose":
-        defined = False
-    if scheme.weight is None or scheme.weight.rounding == "nearest" or defined:
+    """GPTQ needs ``y = W x`` with one row of H a weight, and room for H; other layers are rounded to nearest.
+
+    The scheme that comes back says so, in its name.
+    """
+    if scheme.weight is None or scheme.weight.rounding == "nearest":
+        return scheme
+    matrix = layer.op_type in ("Gemm", "MatMul") and len(layer.weight_shape) == 2 and layer.weight_index == 1
+    if (layer.op_type == "Conv" or matrix) and layer.parameters // layer.channels <= MOST_COLUMNS:
         return scheme
     return dataclasses.replace(scheme, weight=dataclasses.replace(scheme.weight, rounding="nearest"))
+
+
+def _int2_problem(graph: Graph, opset: int) -> str:
+    """Why no file of this model can hold 2-bit integers, or nothing: the runtime must know all its operators anew."""
+    if not TARGET_OPSET <= opset < INT2_OPSET:
+        return ""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    raise_opset(model, INT2_OPSET, INT2_IR_VERSION)
+    try:
+        open_session(model.SerializeToString())
+    except TrialError as error:
+        return f"2-bit weights need opset {INT2_OPSET}, and in that {error}"
+    return ""
 
 
 def _model_problem(graph: Graph, layer: Layer, scheme: Scheme, opset: int) -> str | None:

@@ -70,7 +70,10 @@ class Evaluator:
         self._metric = Metric.from_spec(workload.metric, Path(workload.base_dir))
 
     def evaluate(self, policy: Policy) -> Scored | Failure:
-        """Builds, loads and scores a canonical policy. What goes wrong with the candidate comes back as a value."""
+        """Builds, loads and scores a canonical policy. What goes wrong with the candidate comes back as a value.
+
+        That holds for a defect of our own, too: one candidate that cannot be built must not cost the whole search.
+        """
         seconds: dict[str, float] = {}
         work = self._workload
         try:
@@ -82,6 +85,10 @@ class Evaluator:
             return Failure(reason=error.reason, message=str(error))  # type: ignore[arg-type]
         except MetricError as error:
             return Failure(reason="metric", message=str(error))
+        except Exception as error:
+            step = list(seconds)[-1].removesuffix("_function")
+            message = f"internal error, {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            return Failure(reason=step, message=message)  # type: ignore[arg-type]
         return Scored(
             model=model,
             metric=metric,

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from autoq.core.scheme import ActivationSpec
+from autoq.errors import DataError
 from autoq.model.bank import Bank
 from autoq.model.calibrate import affine_table, calibrate
 from autoq.model.lower import Lowering
@@ -37,7 +38,7 @@ def lay_groundwork(
     calibrated or quantized.
     """
     specs = activation_specs(found)
-    tensors = Placer(model.graph, model.layers).tensors_to_calibrate({spec.signed for spec in specs})
+    tensors = Placer(model.graph, model.layers).tensors_to_calibrate()
     bank = Bank(model.graph, calibration_id=f"{model.sha256}:{calibration.fingerprint}", cache_dir=cache_dir)
     missing = bank.read_cache(weight_specs(found))
     rounded = {layer.name: layer for layer, spec in missing if spec.rounding == "gptq"}
@@ -62,9 +63,11 @@ def lay_groundwork(
 
 
 def _batches(split: Split, inputs: Sequence[InputSpec]) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of :data:`BATCH` rows, or of the model's own where it is fixed; a last one that is too short is left out."""
+    """Batches of :data:`BATCH` rows, or of the model's own size where that is fixed, less a last one too short."""
     fixed = {spec.shape[0] for spec in inputs if spec.shape and spec.shape[0] is not None}
     size = max(fixed, default=None) or BATCH
+    if fixed and split.rows < size:
+        raise DataError(f"data.calibration has {split.rows} rows, fewer than the model's fixed batch of {size}")
     for batch in split.batches(size):
         if not fixed or len(next(iter(batch.values()))) == size:
             yield batch

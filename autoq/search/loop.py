@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from autoq.core.policy import Policy
 from autoq.core.result import PASSING_FAILURES, Failure, Trial
 from autoq.search.evaluate import Scored
 from autoq.search.executor import Executor
@@ -31,7 +32,8 @@ class Search:
     """One search in progress. ``trials`` are the finished ones, those of an earlier session first.
 
     ``models`` is the folder for candidates' files: each stays there while it is on the front. ``on_trial`` is called
-    with every finished trial, after it is safe in ``log``; ``clock`` gives seconds.
+    with every new trial, after it is safe in ``log`` and before the files that it took off the front are removed: what
+    it writes down never names a file that is not there. ``clock`` gives seconds.
     """
 
     problem: Problem
@@ -43,10 +45,27 @@ class Search:
     on_trial: Callable[[Trial, Search], None] = lambda trial, search: None
     trials: list[Trial] = field(default_factory=list)
     front: list[Trial] = field(default_factory=list)
+    _unreported: list[Trial] = field(default_factory=list)
+    _off_front: set[str] = field(default_factory=set)
+    _numbers: dict[Policy, int] = field(default_factory=dict)
 
     def run(self, limits: Limits, finished: Sequence[Trial] = ()) -> str:
-        """Searches until a limit; returns why it stopped. ``finished`` are the trials to continue from."""
+        """Searches until a limit; returns why it stopped.
+
+        ``finished`` are the trials to continue from. They are proposed anew, told, and not evaluated again; those of
+        them that this search does not come to propose (with a smaller limit, for one) are kept behind the others.
+        """
         recorded = {trial.policy: trial for trial in finished if not _passing(trial)}
+        self._numbers = {trial.policy: trial.number for trial in finished}
+        reason = self._run(limits, recorded)
+        for trial in recorded.values():
+            self.trials.append(trial)
+            self._update_front(trial)
+        recorded.clear()
+        self._report()
+        return reason
+
+    def _run(self, limits: Limits, recorded: dict[Policy, Trial]) -> str:
         while len(self.trials) < limits.trials:
             if self._late(limits) and not recorded:
                 return "time"
@@ -57,31 +76,34 @@ class Search:
                 return "time"
         return "trials"
 
-    def _evaluate(self, proposals: list[Proposal], recorded: dict, limits: Limits) -> str:  # type: ignore[type-arg]
+    def _evaluate(self, proposals: list[Proposal], recorded: dict[Policy, Trial], limits: Limits) -> str:
         new = [proposal for proposal in proposals if proposal.policy not in recorded]
+        if self._late(limits):
+            new = []
         results = iter(self.executor.score([proposal.policy for proposal in new])) if new else iter(())
         # All of a batch is scored before any of it is measured: a measurement wants the machine to itself.
         scored = dict(zip((proposal.policy for proposal in new), results, strict=True))
         for proposal in proposals:
             trial = recorded.pop(proposal.policy, None)
-            known = trial is not None
             if trial is None:
-                if self._late(limits):
+                if self._late(limits) or proposal.policy not in scored:
                     return "time"
                 trial = self._finish(proposal, scored[proposal.policy])
                 self.log.append(trial)
+                self._unreported.append(trial)
             self.trials.append(trial)
             if trial.failure is None:
                 self.proposer.tell(proposal, *self.problem.proposer_losses(trial))
             else:
                 self.proposer.tell(proposal, None)
             self._update_front(trial)
-            if not known:
-                self.on_trial(trial, self)
+            if not recorded:
+                self._report()
         return ""
 
     def _finish(self, proposal: Proposal, result: Scored | Failure) -> Trial:
-        number = len(self.trials)
+        # One that is tried again keeps its number.
+        number = self._numbers.setdefault(proposal.policy, 1 + max(self._numbers.values(), default=-1))
         modelled = self.problem.modelled_latency(proposal.policy)
         if isinstance(result, Failure):
             return Trial(
@@ -123,9 +145,17 @@ class Search:
         before = {old.id for old in self.front}
         # A dominated trial never comes back, so the front of the front and the new one is the front of all.
         self.front = self.problem.front([*self.front, trial])
-        now = {kept.id for kept in self.front}
-        for gone in (before | {trial.id}) - now:
-            self.model_path(gone).unlink(missing_ok=True)
+        self._off_front |= (before | {trial.id}) - {kept.id for kept in self.front}
+
+    def _report(self) -> None:
+        """Reports new trials, then removes the files that the front has lost.
+
+        Waits until every finished trial is taken up: before that the front is not whole.
+        """
+        while self._unreported:
+            self.on_trial(self._unreported.pop(0), self)
+        while self._off_front:
+            self.model_path(self._off_front.pop()).unlink(missing_ok=True)
 
     def _late(self, limits: Limits) -> bool:
         return limits.deadline is not None and self.clock() >= limits.deadline

@@ -67,7 +67,7 @@ class Problem:
             schemes[entry.layer.name] = chosen.get(owner) or schemes.get(owner) or entry.schemes[0]
         return self.canonical(Policy.of(schemes))
 
-    def seeds(self) -> list[tuple[str, dict[str, Scheme]]]:
+    def uniform_seeds(self) -> list[tuple[str, dict[str, Scheme]]]:
         """The uniform policies, as far as each layer allows, by the name of their scheme; float32 is the baseline."""
         return [
             (str(wanted), {name: _nearest(wanted, schemes) for name, schemes in self.choices.items()})
@@ -79,8 +79,9 @@ class Problem:
         """The profile's estimate of ``ratio_to_float32``: its costs, weighted by the layers' multiply-accumulates."""
         schemes = dict(policy)
         layers = [entry.layer for entry in self.candidates]
-        costs = [self.profile.cost(layer.op_type, schemes[layer.name]) for layer in layers]
-        return modelled_ratio([float(layer.macs or layer.parameters) for layer in layers], costs)
+        costs = [self.profile.cost(layer.kind, schemes[layer.name]) for layer in layers]
+        known = any(layer.macs for layer in layers)
+        return modelled_ratio([float(layer.macs if known else layer.parameters) for layer in layers], costs)
 
     def proposer_losses(self, trial: Trial) -> tuple[tuple[float, ...], float]:
         """The losses and the constraint excess that guide proposals: the same in every run of a job.
@@ -123,11 +124,11 @@ class Problem:
             }
             for trial in complete
         ]
-        if not any(value > 0 for entry in excesses for value in entry.values()):
+        if any(all(value <= 0 for value in entry.values()) for entry in excesses):
             return "every feasible trial is dominated by float32 itself: nothing was gained"
         binding = max(excesses[0], key=lambda name: min(entry[name] for entry in excesses))
         nearest = min(range(len(complete)), key=lambda i: max(excesses[i].values()))
-        broken = "; ".join(self.violations(complete[nearest])) or "none"
+        broken = "; ".join(self.violations(complete[nearest]))
         return f"{binding} binds; the nearest miss is {complete[nearest].id} ({complete[nearest].origin}): {broken}"
 
 

@@ -139,6 +139,7 @@ class StudyRecord:
         schemes: Sequence[Scheme],
     ) -> None:
         """``schemes`` is everything that a canonical policy can hold: every parameter's choices, which Optuna fixes."""
+        self._path = path
         self._schemes = tuple(str(scheme) for scheme in schemes)
         try:
             self._study = optuna.create_study(
@@ -149,26 +150,34 @@ class StudyRecord:
                 self._study.set_metric_names(list(metric_names))
         except Exception as error:  # SQLAlchemy's and Optuna's errors share no base
             raise RunError(f"the Optuna study {path} cannot be opened: {error}") from None
-        self._written = len(self._study.get_trials(deepcopy=False))
+        trials = self._study.get_trials(deepcopy=False)
+        self._written = {(trial.user_attrs.get("policy_id"), trial.state) for trial in trials}
 
     def add(self, trial: Trial, layers: Sequence[str], values: Sequence[float] | None) -> None:
         """Writes one finished trial: the schemes of ``layers`` as parameters, ``values`` the objectives or ``None``."""
-        if trial.number < self._written:
+        state = TrialState.FAIL if values is None else TrialState.COMPLETE
+        if (trial.id, state) in self._written:
             return
         texts = trial.policy.to_text()
         distributions: dict[str, BaseDistribution] = dict.fromkeys(layers, CategoricalDistribution(self._schemes))
         attrs: dict[str, Any] = {"policy_id": trial.id, "origin": trial.origin, "number": trial.number}
         if trial.failure is not None:
             attrs["failure"] = f"{trial.failure.reason}: {trial.failure.message}"
-        self._study.add_trial(
-            create_trial(
-                state=TrialState.FAIL if values is None else TrialState.COMPLETE,
-                values=None if values is None else list(values),
-                params={name: texts[name] for name in layers},
-                distributions=distributions,
-                user_attrs=attrs,
-            )
+        finished = create_trial(
+            state=state,
+            values=None if values is None else list(values),
+            params={name: texts[name] for name in layers},
+            distributions=distributions,
+            user_attrs=attrs,
         )
+        try:
+            self._study.add_trial(finished)
+        except Exception as error:  # as above; a full disk, for one
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise RunError(
+                f"the Optuna study {self._path} cannot be written: {reason}. Finished trials are kept; --resume goes on"
+            ) from None
+        self._written.add((trial.id, state))
 
 
 def _sampler(name: SamplerName, seed: int) -> optuna.samplers.BaseSampler:

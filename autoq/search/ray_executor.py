@@ -1,6 +1,6 @@
 """Evaluates on Ray workers (Ray's only home): on this machine by default, or on a cluster.
 
-The workload travels once, through Ray's object store. Workers that die are started again and their candidate is tried
+The workload travels once, through Ray's object store. A worker that dies is replaced and its candidate is tried
 once more. Latency is measured by the driver's meter while no candidate is scored: on a machine of two cores a busy
 neighbour changes even ratios (see docs/measurement.md).
 """
@@ -31,16 +31,27 @@ _QUIET = {
 }
 
 
+_PATIENCE_S = 120.0
+"""How long no worker at all may be up before the search gives up."""
+_STARTS = 3
+"""How often in a row starting a worker may fail."""
+_TRIES = 2
+"""How often a candidate is given to a worker that dies."""
+
+
 class _Worker:
-    """What runs on a worker. It fetches the workload when first asked, and so again after it was started anew."""
+    """What runs on a worker. It is prepared before it is given a candidate."""
 
     def __init__(self) -> None:
         self._evaluator: Evaluator | None = None
 
-    def evaluate(self, policy: Policy, workload: list[Any]) -> Scored | Failure:
-        """``workload`` is a list of one reference: a bare one would be fetched for every call."""
-        if self._evaluator is None:
-            self._evaluator = Evaluator(_import_ray().get(workload[0]))
+    def prepare(self, workload: list[Any]) -> None:
+        """Fetches the workload; a list of one reference, since a bare one would be fetched before the call."""
+        self._evaluator = Evaluator(_import_ray().get(workload[0]))
+
+    def evaluate(self, policy: Policy) -> Scored | Failure:
+        """As :meth:`autoq.search.evaluate.Evaluator.evaluate`."""
+        assert self._evaluator is not None
         return self._evaluator.evaluate(policy)
 
 
@@ -49,6 +60,9 @@ class RayExecutor:
 
     ``address`` is ``"local"`` to start Ray here, or a cluster's address (``auto``, ``host:port``, ``ray://…``).
     ``workers`` 0 means one for each core of the cluster. Raises :class:`RunError` when Ray cannot be reached.
+
+    Only a worker that is up gets a candidate: one that waits for a core (its node was removed, say, or others use the
+    cluster) joins when it has one, and holds nothing up.
     """
 
     def __init__(self, workload: Workload, meter: Meter, *, address: str, workers: int = 0) -> None:
@@ -56,14 +70,22 @@ class RayExecutor:
         self._ray = ray
         self._meter = meter
         self._owns = not ray.is_initialized()
-        if self._owns:
-            self._start(address, workers)
-        cores = int(ray.cluster_resources().get("CPU", 1))
-        count = min(workers or cores, cores) or 1
-        self.description = f"Ray {ray.__version__}, {count} worker{'s' if count > 1 else ''}"
-        worker = ray.remote(_Worker).options(num_cpus=1, max_restarts=-1, max_task_retries=1)
-        self._workload = [ray.put(workload)]
-        self._actors = [worker.remote() for _ in range(count)]
+        self._actors: list[Any] = []
+        self._starting: dict[Any, Any] = {}
+        self._idle: list[Any] = []
+        self._failed_starts = 0
+        try:
+            if self._owns:
+                self._start(address, workers)
+            cores = int(ray.cluster_resources().get("CPU", 1))
+            count = min(workers or cores, cores) or 1
+            self.description = f"Ray {ray.__version__}, {count} worker{'s' if count > 1 else ''}"
+            self._workload = [ray.put(workload)]
+            for _ in range(count):
+                self._start_worker()
+        except BaseException:  # Ctrl-C too: Ray must not live on
+            self.close()
+            raise
 
     def _start(self, address: str, workers: int) -> None:
         try:
@@ -74,36 +96,77 @@ class RayExecutor:
                 "use `--ray local` or `--ray off`"
             ) from None
 
+    def _start_worker(self) -> None:
+        # No restarts by Ray: its restarted actor keeps its calls waiting for a core that may never be free.
+        actor = self._ray.remote(_Worker).options(num_cpus=1).remote()
+        self._actors.append(actor)
+        self._starting[actor.prepare.remote(self._workload)] = actor
+
     def score(self, policies: Sequence[Policy]) -> Iterator[Scored | Failure]:
         """See :class:`autoq.search.executor.Executor`."""
-        idle = list(range(len(self._actors)))
-        waiting = list(enumerate(policies))
-        running: dict[Any, tuple[int, int]] = {}
+        waiting = [(position, policy, 1) for position, policy in enumerate(policies)]
+        running: dict[Any, tuple[int, Policy, int, Any]] = {}
         results: dict[int, Scored | Failure] = {}
-        given = 0
-        while waiting or running or given < len(policies):
-            while waiting and idle:
-                position, policy = waiting.pop(0)
-                actor = idle.pop(0)
-                running[self._actors[actor].evaluate.remote(policy, self._workload)] = (position, actor)
-            while given in results:
-                yield results.pop(given)
-                given += 1
-            if not running:
-                continue
-            ready, _ = self._ray.wait(list(running), num_returns=1)
-            for reference in ready:
-                position, actor = running.pop(reference)
-                idle.append(actor)
-                results[position] = self._result(reference)
+        for given in range(len(policies)):
+            while given not in results:
+                while waiting and self._idle:
+                    position, policy, attempt = waiting.pop(0)
+                    actor = self._idle.pop(0)
+                    running[actor.evaluate.remote(policy)] = (position, policy, attempt, actor)
+                patience = None if running else _PATIENCE_S
+                ready, _ = self._ray.wait([*running, *self._starting], num_returns=1, timeout=patience)
+                if not ready:
+                    raise RunError(
+                        f"no Ray worker has started within {_PATIENCE_S:g} s: the cluster has no free core (see `ray "
+                        "status`). Finished trials are kept; --resume goes on"
+                    )
+                for reference in ready:
+                    if reference in self._starting:
+                        self._started(reference)
+                        continue
+                    position, policy, attempt, actor = running.pop(reference)
+                    result = self._result(reference)
+                    if not isinstance(result, str):
+                        self._idle.append(actor)
+                        results[position] = result
+                        continue
+                    self._replace(actor)
+                    if attempt < _TRIES:
+                        waiting.insert(0, (position, policy, attempt + 1))
+                    else:
+                        results[position] = Failure(reason="worker_lost", message=f"its worker died twice: {result}")
+            yield results.pop(given)
 
-    def _result(self, reference: Any) -> Scored | Failure:
+    def _started(self, reference: Any) -> None:
+        """Takes up a worker that has prepared itself. Raises :class:`RunError` where none can."""
+        actor = self._starting.pop(reference)
+        try:
+            self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            raise RunError(f"a Ray worker cannot take up the work: {_first_line(error.cause)}") from None
+        except self._ray.exceptions.RayError as error:
+            self._failed_starts += 1
+            if self._failed_starts >= _STARTS:
+                raise RunError(f"Ray workers die while they start: {_first_line(error)}") from None
+            self._replace(actor)
+        else:
+            self._failed_starts = 0
+            self._idle.append(actor)
+
+    def _result(self, reference: Any) -> Scored | Failure | str:
+        """What a worker found; a text is why it, or its answer, was lost."""
         try:
             return self._ray.get(reference)
-        except self._ray.exceptions.RayActorError as error:
-            return Failure(reason="worker_lost", message=f"its worker died twice: {_first_line(error)}")
         except self._ray.exceptions.RayTaskError as error:
             return Failure(reason="metric", message=f"{type(error.cause).__name__}: {_first_line(error.cause)}")
+        except self._ray.exceptions.RayError as error:
+            return _first_line(error)
+
+    def _replace(self, actor: Any) -> None:
+        self._actors.remove(actor)
+        with contextlib.suppress(Exception):
+            self._ray.kill(actor)
+        self._start_worker()
 
     def measure(self, model: Path) -> Measurement | Failure:
         """See :class:`autoq.search.executor.Executor`."""

@@ -1,6 +1,7 @@
 """``trials.jsonl``: every finished trial, one line each, on disk before the next begins.
 
-The file is only ever appended to. A line cut short by a crash is the last one, and is dropped when read.
+The file is only ever appended to. A line cut short by a crash is the last one: reading leaves it out, and the next
+trial takes its place.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import errno
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic import TypeAdapter
 
@@ -29,34 +30,34 @@ class TrialLog:
         self.path = path
 
     def read(self) -> list[Trial]:
-        """All finished trials, in order; a line cut short at the end is removed from the file.
+        """All finished trials, in order; a line cut short at the end, by a crash or since it is being written, not.
 
-        Raises :class:`RunError` when a whole line is damaged.
+        A trial that was tried again stands where it was tried first. The file is left as it is: its search may be
+        running. Raises :class:`RunError` when a whole line is damaged.
         """
         try:
             data = self.path.read_bytes()
-            end = data.rfind(b"\n") + 1
-            if end < len(data):
-                os.truncate(self.path, end)
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise disk_error(self.path, error) from None
-        trials = []
-        for number, line in enumerate(data[:end].splitlines(), start=1):
+            raise RunError(f"{self.path} cannot be read: {error.strerror or error}") from None
+        trials: dict[Policy, Trial] = {}
+        for number, line in enumerate(data.split(b"\n")[:-1], start=1):
             try:
-                trials.append(_from_document(json.loads(line)))
-            except (ValueError, KeyError, TypeError, JobError) as error:
+                trial = _from_document(json.loads(line))
+                trials[trial.policy] = trial
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError, JobError) as error:
                 reason = str(error).splitlines()[0]
                 raise RunError(
                     f"{self.path}, line {number} is damaged: {reason}; start anew with another --out"
                 ) from None
-        return trials
+        return list(trials.values())
 
     def append(self, trial: Trial) -> None:
         """Adds one finished trial. Raises :class:`RunError` when it cannot be written, for one on a full disk."""
         try:
-            with self.path.open("ab") as handle:
+            with self.path.open("a+b") as handle:
+                _drop_torn_line(handle)
                 handle.write(_line(trial))
                 handle.flush()
                 os.fsync(handle.fileno())
@@ -73,16 +74,26 @@ def disk_error(path: Path, error: OSError) -> RunError:
     return RunError(f"{path} cannot be written: {error.strerror or error}")
 
 
+def _drop_torn_line(handle: BinaryIO) -> None:
+    """Cuts the file behind its last whole line."""
+    end = handle.seek(0, os.SEEK_END)
+    if end == 0:
+        return
+    handle.seek(end - 1)
+    if handle.read(1) != b"\n":
+        handle.seek(0)
+        handle.truncate(handle.read().rfind(b"\n") + 1)
+
+
 def _line(trial: Trial) -> bytes:
     document: dict[str, Any] = _ADAPTER.dump_python(trial, mode="json", exclude={"policy"})
     document = {"version": FORMAT_VERSION, "id": trial.id, **document, "policy": trial.policy.to_text()}
     return json.dumps(document, allow_nan=False, ensure_ascii=False).encode() + b"\n"
 
 
-def _from_document(document: dict[str, Any]) -> Trial:
-    version = document.pop("version")
-    if version != FORMAT_VERSION:
-        raise ValueError(f"trial format {version}, not {FORMAT_VERSION}")
+def _from_document(document: Any) -> Trial:
+    if not isinstance(document, dict) or document.pop("version", None) != FORMAT_VERSION:
+        raise ValueError(f"it is no trial of format {FORMAT_VERSION}")
     document.pop("id", None)
     policy = Policy.from_text(document.pop("policy"))
     return _ADAPTER.validate_python({**document, "policy": policy})

@@ -25,6 +25,9 @@ Kind = Literal["cpu", "gpu", "npu"]
 Names = Annotated[tuple[Text, ...], AsTuple]
 
 
+_COSTED = (*LAYER_OPS, "depthwise Conv", "grouped Conv")
+
+
 class Forbidden(Fields):
     """Schemes (a glob) that an op cannot have here, and why, in words for the user."""
 
@@ -109,7 +112,10 @@ class Profile:
         return f"the profile {self.name} allows {op_type} only {', '.join(rules.allow)}"
 
     def cost(self, op_type: str, scheme: Scheme) -> float:
-        """Modelled time per multiply-accumulate, float32 = 1; it guides proposals and is never a measurement."""
+        """Modelled time per multiply-accumulate, float32 = 1; it guides proposals and is never a measurement.
+
+        ``op_type`` may be a layer's kind, ``depthwise Conv`` for one, where that has a cost of its own.
+        """
         return _cost(self.costs, op_type, scheme) or 1.0
 
     def latency_with(self, override: LatencyChoice) -> LatencySettings:
@@ -182,8 +188,8 @@ def _read_costs(values: Mapping[str, Any]) -> tuple[dict[tuple[str, str], float]
     known = {without_calibration(scheme) for scheme in all_schemes()}
     for key, value in values.items():
         table, op = (value, key) if isinstance(value, Mapping) else ({key: value}, "")
-        if op and op not in LAYER_OPS:
-            problems.append(f"cost: no layer is a {show(op)}{nearest(op, LAYER_OPS)}; known: {', '.join(LAYER_OPS)}")
+        if op and op not in _COSTED:
+            problems.append(f"cost: no layer is a {show(op)}{nearest(op, _COSTED)}; known: {', '.join(_COSTED)}")
             continue
         for text, number in table.items():
             field = f"cost.{op}.{text}" if op else f"cost.{text}"
@@ -197,12 +203,15 @@ def _read_costs(values: Mapping[str, Any]) -> tuple[dict[tuple[str, str], float]
 
 
 def _cost(costs: Mapping[tuple[str, str], float], op_type: str, scheme: Scheme) -> float | None:
-    """The cost of the op itself before that of all ops; of the scheme itself before that with fewer options."""
+    """The most specific figure there is.
+
+    A kind of layer goes before its op, an op before all ops, and the scheme itself before one with fewer options.
+    """
     if scheme == FLOAT32:
         return 1.0
     text = without_calibration(scheme)
     unrounded = text.removesuffix("-gptq")  # how weights were rounded changes no speed
-    for op in (op_type, ""):
+    for op in (op_type, op_type.split()[-1], ""):
         for name in (text, unrounded, unrounded.removesuffix("-tensor"), scheme.family):
             if (op, name) in costs:
                 return costs[op, name]

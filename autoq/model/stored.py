@@ -1,0 +1,183 @@
+"""How weights and biases are stored in a candidate, and the nodes that turn them into what a layer reads.
+
+Everything here hangs on constants alone, so it stands at the start of the graph. Every stored tensor's name begins with
+the weight's own, which is how a reader of the file finds it again:
+
+* ``WEIGHT::w``, ``::s``, ``::z``: integers, scales and zero points;
+* ``WEIGHT::f16``: float16;
+* ``BIAS::NODE::b``, ``::s``: an int32 bias and its scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from autoq.core.layer import Layer
+from autoq.core.scheme import WeightSpec
+from autoq.numerics.affine import MIN_SCALE
+from autoq.numerics.packing import pack_int2, pack_int4
+from autoq.numerics.weights import QuantizedWeight
+
+_INT32_MAX = 2**31 - 1
+_LARGEST_BIAS = 2.0**30  # leaves the other half of int32 to the products
+
+
+class Stored:
+    """The constants of one candidate: ``initializers`` by name, and ``nodes`` over them."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, TensorProto] = {}
+        self._stems = _stems(layers)
+        self._written: set[str] = set()
+
+    def float16(self, layer: Layer, weight: np.ndarray) -> str:
+        """The tensor a layer reads whose weight is stored as float16; the Cast folds when the session loads."""
+        target = f"{layer.weight}::f16::f32"
+        if self._begin(target):
+            self.array(f"{layer.weight}::f16", weight.astype(np.float16))
+            self._node("Cast", [f"{layer.weight}::f16"], target, to=TensorProto.FLOAT)
+        return target
+
+    def weight_only(self, layer: Layer, spec: WeightSpec, weight: QuantizedWeight) -> str:
+        """The tensor a float layer reads. Cast and Mul fold when the session loads; DequantizeLinear would not."""
+        stem = self._stem(layer)
+        target = f"{stem}::f32"
+        if self._begin(target):
+            self._integers(f"{stem}::w", spec.bits, weight.values)
+            self.array(f"{stem}::s", weight.scale.reshape(_broadcast_shape(weight)))
+            self._node("Cast", [f"{stem}::w"], f"{stem}::c", to=TensorProto.FLOAT)
+            self._node("Mul", [f"{stem}::c", f"{stem}::s"], target)
+        return target
+
+    def table(self, layer: Layer, spec: WeightSpec, weight: QuantizedWeight) -> tuple[str, str]:
+        """The integers and the scales that a look-up reads; it dequantizes the rows that it takes, not the table.
+
+        So the table stays small in memory, too: 4 and 2 bits are widened to int8 when the session loads, no further.
+        """
+        stem = self._stem(layer)
+        integers = f"{stem}::w"
+        if self._begin(f"{stem}::table"):
+            self._integers(integers, spec.bits, weight.values)
+            self.array(f"{stem}::s", weight.scale.reshape(_broadcast_shape(weight)))
+            if spec.bits < 8:
+                self._node("Cast", [integers], f"{stem}::i8", to=TensorProto.INT8)
+        return (integers if spec.bits == 8 else f"{stem}::i8"), f"{stem}::s"
+
+    def integer(
+        self,
+        layer: Layer,
+        spec: WeightSpec,
+        weight: QuantizedWeight,
+        bias: np.ndarray | None,
+        input_scale: np.float32,
+    ) -> tuple[str, str | None]:
+        """The weight and bias tensors that an integer layer reads.
+
+        ``bias`` is float32 ``[channels]``, or ``None``; it becomes int32 at the product of the input's and the weight's
+        scale, as the integer kernels add it (ONNX, QLinearConv).
+        """
+        stem = self._stem(layer)
+        target = None
+        if bias is not None:
+            roomy = _with_room_for_bias(weight, input_scale, bias)
+            if roomy is not weight:  # scales of this layer's own, also where the weight itself is shared
+                weight, stem = roomy, f"{layer.weight}::{layer.node}"
+            target = self._bias(layer, weight, bias, input_scale)
+        # Without a written zero point ONNX Runtime leaves Gemm and MatMul in float; a Conv needs none.
+        return self._integer_weight(stem, spec, weight, zero_point=layer.op_type != "Conv"), target
+
+    def array(self, name: str, value: np.ndarray) -> None:
+        """Stores ``value`` unless something is stored under ``name`` already."""
+        if name not in self.initializers:
+            self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
+
+    def _integer_weight(self, stem: str, spec: WeightSpec, weight: QuantizedWeight, *, zero_point: bool) -> str:
+        target = f"{stem}::dq"
+        if self._begin(target):
+            integers = f"{stem}::w"
+            self._integers(integers, spec.bits, weight.values)
+            if spec.bits < 8:  # folds when the session loads: int8 kernels, 4 or 2 bits on disk
+                self._node("Cast", [integers], f"{stem}::i8", to=TensorProto.INT8)
+                integers = f"{stem}::i8"
+            scale = weight.scale if weight.axis is not None else weight.scale.reshape(())
+            self.array(f"{stem}::s", scale)
+            inputs = [integers, f"{stem}::s"]
+            if zero_point:
+                self.array(f"{stem}::z", np.zeros(scale.shape, np.int8))
+                inputs.append(f"{stem}::z")
+            self._dequantize(inputs, target, weight.axis)
+        return target
+
+    def _bias(self, layer: Layer, weight: QuantizedWeight, bias: np.ndarray, input_scale: np.float32) -> str:
+        stem = f"{layer.bias}::{layer.node}"
+        scale = (np.float32(input_scale) * weight.scale).astype(np.float32)
+        values = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
+        self.array(f"{stem}::b", np.clip(values, -_INT32_MAX, _INT32_MAX).astype(np.int32))
+        self.array(f"{stem}::s", scale if weight.axis is not None else scale.reshape(()))
+        self._dequantize([f"{stem}::b", f"{stem}::s"], f"{stem}::dq", None if weight.axis is None else 0)
+        return f"{stem}::dq"
+
+    def _stem(self, layer: Layer) -> str:
+        return self._stems[layer.tied_to or layer.name]
+
+    def _begin(self, target: str) -> bool:
+        """Whether ``target`` is still to be written; shared weights are written once."""
+        fresh = target not in self._written
+        self._written.add(target)
+        return fresh
+
+    def _dequantize(self, inputs: list[str], target: str, axis: int | None) -> None:
+        self._node("DequantizeLinear", inputs, target, **({} if axis is None else {"axis": axis}))
+
+    def _integers(self, name: str, bits: int, values: np.ndarray) -> None:
+        if bits == 8:
+            self.array(name, values)
+            return
+        kind, pack = {4: (TensorProto.INT4, pack_int4), 2: (TensorProto.INT2, pack_int2)}[bits]
+        self.initializers[name] = TensorProto(name=name, data_type=kind, dims=values.shape, raw_data=pack(values))
+
+    def _node(self, op_type: str, inputs: list[str], output: str, **attributes: Any) -> None:
+        self.nodes.append(helper.make_node(op_type, inputs, [output], f"{output}::{op_type}", **attributes))
+
+
+def _with_room_for_bias(weight: QuantizedWeight, input_scale: np.float32, bias: np.ndarray) -> QuantizedWeight:
+    """Raises the scale of channels whose bias would not fit 32 bits; their weights are tiny beside the bias.
+
+    Nor may the bias's own scale, the product of both, vanish.
+    """
+    step = float(input_scale)
+    least = np.maximum(np.abs(bias.astype(np.float64)) / (step * _LARGEST_BIAS), 2 * float(MIN_SCALE) / step)
+    if weight.axis is None:
+        least = least.max(initial=0.0, keepdims=True)
+    old = weight.scale.astype(np.float64)
+    scale = np.minimum(np.maximum(old, least), float(np.finfo(np.float32).max))
+    if (scale == old).all():
+        return weight
+    shrunk = np.rint(weight.values * (old / scale).reshape(_broadcast_shape(weight)))
+    return QuantizedWeight(
+        values=shrunk.astype(np.int8), scale=scale.astype(np.float32), axis=weight.axis, bits=weight.bits
+    )
+
+
+def _broadcast_shape(weight: QuantizedWeight) -> list[int]:
+    """The shape in which the scales broadcast over the values."""
+    if weight.axis is None:
+        return []
+    return [-1 if axis == weight.axis else 1 for axis in range(weight.values.ndim)]
+
+
+def _stems(layers: Sequence[Layer]) -> Mapping[str, str]:
+    """Layer name -> the name its stored tensors begin with: the weight's, and the node's where weights are shared."""
+    first: dict[str, str] = {}
+    for layer in layers:
+        first.setdefault(layer.weight, layer.name)
+    return {
+        layer.name: layer.weight if first[layer.weight] == layer.name else f"{layer.weight}::{layer.node}"
+        for layer in layers
+    }

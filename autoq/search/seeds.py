@@ -1,0 +1,96 @@
+"""Where to look first: the front that the proxies predict.
+
+Sizes add exactly, modelled latencies and noise powers add by model; so the best policy at each trade-off is a
+multiple-choice knapsack. Its Lagrangian splits into one choice a layer: for prices of a byte and of a unit of time,
+each layer takes the scheme of least ``noise + price_of_size * size + price_of_time * time`` (Everett 1963). A sweep
+over both prices gives every policy on the convex hull of the predicted front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from autoq.core.scheme import FLOAT32, Scheme
+from autoq.numerics.pareto import non_dominated
+from autoq.search.candidates import Candidates
+from autoq.search.sensitivity import Sensitivity
+from autoq.spec.hardware import Profile
+
+# Prices relative to the dearest exchange that any layer could make; the ends are "free" and "at any cost".
+_PRICES = np.concatenate([[0.0], np.logspace(-9, 3, 49)])
+
+_BYTES_PER_SCALE = 4
+
+
+def knapsack_seeds(
+    candidates: Sequence[Candidates], table: Sensitivity, profile: Profile, count: int
+) -> list[dict[str, Scheme]]:
+    """At most ``count`` choices of schemes (layer -> scheme) that trace the predicted front, spread over it evenly.
+
+    Only layers with a weight of their own appear. The order is one in which every prefix is spread as well.
+    """
+    layers = [entry for entry in candidates if entry.layer.tied_to is None]
+    costs = [_costs(entry, table, profile) for entry in layers]
+    picks = _sweep(costs)
+    totals = np.array([np.sum([c[i] for c, i in zip(costs, pick, strict=True)], axis=0) for pick in picks])
+    usable = np.isfinite(totals).all(axis=1)
+    picks, totals = [pick for pick, keep in zip(picks, usable, strict=True) if keep], totals[usable]
+    if not picks:
+        return []
+    front = np.flatnonzero(non_dominated(totals))
+    # float32 itself is the baseline of every search, and no candidate.
+    quantized = [any(entry.schemes[i] != FLOAT32 for entry, i in zip(layers, picks[f], strict=True)) for f in front]
+    front = front[quantized]
+    if not len(front):
+        return []
+    chosen = front[_spread(totals[front], count)]
+    return [
+        {entry.layer.name: entry.schemes[i] for entry, i in zip(layers, picks[index], strict=True)} for index in chosen
+    ]
+
+
+def _costs(entry: Candidates, table: Sensitivity, profile: Profile) -> npt.NDArray[np.float64]:
+    """[schemes, 3]: noise, bytes, modelled time of each of the layer's schemes."""
+    layer = entry.layer
+    rows = []
+    for scheme in entry.schemes:
+        scales = 0 if scheme.weight is None or scheme.weight.bits == 16 else _BYTES_PER_SCALE * layer.channels
+        size = layer.parameters * scheme.weight_bits / 8 + scales
+        rows.append((table.noise(layer.name, scheme), size, layer.macs * profile.cost(layer.kind, scheme)))
+    return np.array(rows, np.float64)
+
+
+def _sweep(costs: Sequence[npt.NDArray[np.float64]]) -> list[tuple[int, ...]]:
+    """Every distinct choice of one row a layer that some pair of prices makes best."""
+    finite = [np.where(np.isfinite(c), c, 0.0) for c in costs]
+    span = np.sum([np.ptp(c, axis=0) for c in finite], axis=0)
+    unit_of_size = span[0] / span[1] if span[1] > 0 else 0.0
+    unit_of_time = span[0] / span[2] if span[2] > 0 else 0.0
+    found: dict[tuple[int, ...], None] = {}
+    for price_of_time in _PRICES * unit_of_time:
+        for price_of_size in _PRICES * unit_of_size:
+            weights = np.array([1.0, price_of_size, price_of_time])
+            found.setdefault(tuple(int(np.argmin(c @ weights)) for c in costs))
+    return list(found)
+
+
+def _spread(totals: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.intp]:
+    """Farthest-point order over the logarithms of the three totals: each next row is the farthest from those before."""
+    # Noise a thousandth of the largest changes no metric that can be told from float32's: there, all is one place.
+    logs = np.log10(totals + totals.max(axis=0) * [1e-3, 1e-6, 1e-6] + 1e-30)
+    span = np.ptp(logs, axis=0)
+    scaled = (logs - logs.min(axis=0)) / np.where(span > 0, span, 1.0)
+    # The middle of the front is worth most: a balanced policy is what most users take.
+    first = int(np.argmin(np.linalg.norm(scaled - np.median(scaled, axis=0), axis=1)))
+    order = [first]
+    distance = np.linalg.norm(scaled - scaled[first], axis=1)
+    while len(order) < min(count, len(totals)):
+        following = int(np.argmax(distance))
+        if distance[following] <= 0:
+            break
+        order.append(following)
+        distance = np.minimum(distance, np.linalg.norm(scaled - scaled[following], axis=1))
+    return np.array(order)

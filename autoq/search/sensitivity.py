@@ -1,0 +1,185 @@
+"""How much each layer's precision disturbs the model's outputs, measured without labels, one layer at a time.
+
+The measure is the relative noise power of the outputs, ``E|y - y_float|^2 / E|y_float|^2``, with one layer quantized
+and all others in float32, on a few calibration rows. Noise powers of independent disturbances add, so the noise of a
+whole policy is predicted as the sum over its layers, and that of a scheme as the sum of its weights' and its
+activations' noise: the model behind mixed precision by integer programming (Hubara et al. 2021, "Accurate Post
+Training Quantization With Small Calibration Sets", section 4). It is a proxy that picks where to look first; nothing
+is ranked by it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from autoq.core.identity import content_id
+from autoq.core.policy import Policy
+from autoq.core.scheme import FLOAT32, ActivationSpec, Scheme, WeightSpec
+from autoq.errors import TrialError
+from autoq.runtime.ort import open_session, run_batches
+from autoq.search.candidates import Candidates
+
+MOST_PROBES = 800
+"""Above this, one calibration stands for all of a layer: a very deep model is not probed for hours."""
+
+VERSION = 1
+"""Part of a cached table's address: raise it when lowering or the measure changes what a probe gives."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivity:
+    """Noise power by layer and weight scheme, and by layer and activation scheme; ``inf`` where none could be taken."""
+
+    weights: Mapping[tuple[str, WeightSpec], float]
+    activations: Mapping[tuple[str, ActivationSpec], float]
+
+    def noise(self, layer: str, scheme: Scheme) -> float:
+        """The predicted noise power of one layer's scheme."""
+        noise = 0.0
+        if scheme.weight is not None and scheme.weight.bits != 16:
+            noise += self.weights[layer, scheme.weight]
+        if scheme.activation is not None:
+            noise += self.activations[layer, scheme.activation]
+        return noise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """One layer quantized in one way, all others float32. Its subject is the one of ``weight`` and ``activation``."""
+
+    layer: str
+    policy: Policy
+    weight: WeightSpec | None = None
+    activation: ActivationSpec | None = None
+
+
+def probes(candidates: Sequence[Candidates], canonical: Callable[[Policy], Policy]) -> list[Probe]:
+    """What to measure: each layer with each of its weight schemes, and with each of its activation schemes.
+
+    Activations are taken with the finest weights they go with, whose own noise is far smaller.
+    """
+    own = [entry for entry in candidates if entry.layer.tied_to is None]
+    subjects = [(entry, scheme, subject) for entry in own for scheme, subject in _subjects(entry.schemes)]
+    if len(subjects) > MOST_PROBES:
+        first: dict[str, ActivationSpec | None] = {}
+        for entry, _, subject in subjects:
+            if subject.activation is not None:
+                first.setdefault(entry.layer.name, subject.activation)
+        subjects = [each for each in subjects if each[2].activation in (None, first.get(each[0].layer.name))]
+    names = [entry.layer.name for entry in candidates]
+    found = []
+    for entry, scheme, subject in subjects:
+        policy = canonical(Policy.of(dict.fromkeys(names, FLOAT32) | {entry.layer.name: scheme}))
+        found.append(dataclasses.replace(subject, layer=entry.layer.name, policy=policy))
+    return found
+
+
+def measure(
+    found: Sequence[Probe],
+    build: Callable[[Policy], bytes],
+    inputs: Mapping[str, np.ndarray],
+    *,
+    batch: int,
+    workers: int,
+) -> list[float | None]:
+    """The noise power that each probe causes on ``inputs``; ``None`` for a probe that does not build or run.
+
+    ``build`` gives the file of a policy. Sessions run on one thread each: the figures do not depend on ``workers``.
+    """
+    if not found:
+        return []
+
+    def outputs(policy: Policy) -> dict[str, np.ndarray]:
+        return run_batches(open_session(build(policy)), inputs, batch)
+
+    reference = outputs(Policy.of(dict.fromkeys(found[0].policy, FLOAT32)))
+
+    def noise(probe: Probe) -> float | None:
+        try:
+            return _noise(outputs(probe.policy), reference)
+        except TrialError:
+            return None
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(noise, found))
+
+
+def cached(
+    path: Path | None, found: Sequence[Probe], identity: object, take: Callable[[], list[float | None]]
+) -> list[float | None]:
+    """What ``take`` gives, read from the cache folder ``path`` where the same probes were taken before.
+
+    ``identity`` is what the figures depend on besides the probes: model, data, bank. A cache that cannot be read or
+    written costs time and nothing else.
+    """
+    if path is None:
+        return take()
+    policies = [probe.policy.to_text() for probe in found]
+    file = path / "sensitivity" / f"{content_id({'version': VERSION, 'of': identity, 'probes': policies})}.json"
+    with contextlib.suppress(OSError, ValueError):
+        stored = json.loads(file.read_bytes())
+        if isinstance(stored, list) and len(stored) == len(found):
+            return [None if value is None else float(value) for value in stored]
+    noises = take()
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(noises))
+        temporary.replace(file)
+    return noises
+
+
+def sensitivity(
+    candidates: Sequence[Candidates], found: Sequence[Probe], noises: Sequence[float | None]
+) -> Sensitivity:
+    """The table of what was measured; ``None`` is a probe that failed.
+
+    An activation scheme that was not probed itself takes the figure of the layer's first.
+    """
+    weights: dict[tuple[str, WeightSpec], float] = {}
+    activations: dict[tuple[str, ActivationSpec], float] = {}
+    first: dict[str, float] = {}
+    for probe, noise in zip(found, noises, strict=True):
+        value = float("inf") if noise is None else noise
+        if probe.weight is not None:
+            weights[probe.layer, probe.weight] = value
+        if probe.activation is not None:
+            activations[probe.layer, probe.activation] = value
+            first.setdefault(probe.layer, value)
+    for entry in candidates:
+        for scheme in entry.schemes:
+            if scheme.activation is not None and entry.layer.tied_to is None:
+                activations.setdefault((entry.layer.name, scheme.activation), first[entry.layer.name])
+    return Sensitivity(weights=weights, activations=activations)
+
+
+def _noise(outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> float | None:
+    """Relative noise power, the mean over the outputs that hold floats."""
+    powers = []
+    for name, expected in reference.items():
+        if expected.dtype.kind == "f" and expected.size:
+            exact = expected.astype(np.float64)
+            power = np.square(exact).mean()
+            powers.append(np.square(outputs[name] - exact).mean() / (power if power > 0 else 1.0))
+    if not powers or not np.isfinite(powers).all():
+        return None
+    return float(np.mean(powers))
+
+
+def _subjects(schemes: Sequence[Scheme]) -> Iterator[tuple[Scheme, Probe]]:
+    nothing = Policy.of({})
+    integer = [scheme for scheme in schemes if scheme.weight is not None and scheme.weight.bits != 16]
+    for weight in dict.fromkeys(scheme.weight for scheme in integer):
+        yield Scheme(weight=weight), Probe(layer="", policy=nothing, weight=weight)
+    for activation in dict.fromkeys(scheme.activation for scheme in integer if scheme.activation is not None):
+        finest = max((scheme for scheme in integer if scheme.activation == activation), key=lambda s: s.weight_bits)
+        yield finest, Probe(layer="", policy=nothing, activation=activation)

@@ -1,0 +1,174 @@
+"""Small models for tests, and short ways to lower and run them. Random weights come from a seed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from autoq.core.layer import Layer
+from autoq.core.policy import Policy
+from autoq.core.scheme import FLOAT32, Scheme
+from autoq.model.bank import Bank
+from autoq.model.calibrate import affine_table, calibrate
+from autoq.model.graph import Graph
+from autoq.model.layers import read_layers
+from autoq.model.lower import Lowering
+from autoq.model.placement import Placer
+from autoq.model.prepare import prepare
+from autoq.runtime.ort import open_session
+from autoq.search.candidates import Candidates, activation_specs, weight_specs
+
+
+class Net:
+    """A model in the making: every method gives back the name of the tensor that it adds."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[str] = []
+        self._count = 0
+
+    def input(self, *shape: int | str | None, name: str = "x", kind: int = TensorProto.FLOAT) -> str:
+        self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
+        return name
+
+    def constant(self, values: Any, name: str = "") -> str:
+        name = name or self._name("c")
+        self.initializers.append(numpy_helper.from_array(np.asarray(values), name))
+        return name
+
+    def ints(self, *values: int) -> str:
+        return self.constant(np.array(values, np.int64))
+
+    def weight(self, *shape: int, scale: float = 0.3, name: str = "") -> str:
+        values = (self.rng.standard_normal(shape) * scale).astype(np.float32)
+        return self.constant(values, name or f"{self._name('layer')}.weight")
+
+    def add(self, op_type: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any) -> Any:
+        """One node; a tuple of names where it has several outputs."""
+        stem = self._name("t")
+        names = [stem] if outputs == 1 else [f"{stem}_{i}" for i in range(outputs)]
+        node = helper.make_node(op_type, inputs, names, f"{op_type}_{stem}", domain=domain, **attributes)
+        self.nodes.append(node)
+        return names[0] if outputs == 1 else tuple(names)
+
+    def conv(self, x: str, inputs: int, outputs: int, kernel: int = 3, *, bias: bool = True, **attributes: Any) -> str:
+        attributes.setdefault("pads", [kernel // 2] * 4)
+        parameters = [self.weight(outputs, inputs // attributes.get("group", 1), kernel, kernel)]
+        if bias:
+            parameters.append(self.constant(self.rng.standard_normal(outputs).astype(np.float32)))
+        return str(self.add("Conv", x, *parameters, **attributes))
+
+    def model(self, *outputs: str, opset: int = 21, ir_version: int = 10, functions: Sequence[Any] = ()) -> Any:
+        """The checked model; the outputs' types and ranks are inferred."""
+        infos = [onnx.ValueInfoProto(name=name) for name in outputs]
+        graph = helper.make_graph(self.nodes, "net", self.inputs, infos, self.initializers)
+        domains = sorted({node.domain for node in self.nodes} | {function.domain for function in functions})
+        opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains if domain)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=ir_version, functions=list(functions))
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        for value, found in zip(model.graph.output, inferred.graph.output, strict=True):
+            value.CopyFrom(found)
+            if not value.type.tensor_type.elem_type:
+                value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, [None]))
+        onnx.checker.check_model(model)
+        return model
+
+    def _name(self, kind: str) -> str:
+        self._count += 1
+        return f"{kind}{self._count}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lowered:
+    """A model with everything laid out to lower it under some schemes."""
+
+    graph: Graph
+    layers: tuple[Layer, ...]
+    lowering: Lowering
+    feeds: dict[str, np.ndarray]
+
+    def policy(self, scheme: str | Scheme) -> Policy:
+        """The same scheme wherever a layer can take it, canonical."""
+        wanted = Scheme.parse(scheme) if isinstance(scheme, str) else scheme
+        refuses = {layer.name: wanted.activation is not None and layer.integer_problem for layer in self.layers}
+        return self.canonical({name: FLOAT32 if refuses[name] else wanted for name in refuses})
+
+    def canonical(self, schemes: Mapping[str, Scheme]) -> Policy:
+        return self.lowering.canonical(Policy.of(schemes))
+
+    def build(self, scheme: str | Scheme | Policy) -> bytes:
+        return self.lowering.build(scheme if isinstance(scheme, Policy) else self.policy(scheme))
+
+    def float32(self) -> dict[str, np.ndarray]:
+        """The prepared model's own outputs."""
+        return run(self.graph.model, self.feeds)
+
+
+def lowered(model: onnx.ModelProto, schemes: Iterable[str], feeds: Mapping[str, np.ndarray]) -> Lowered:
+    """Calibrates on ``feeds``, one batch, and fills the bank for all ``schemes``."""
+    graph = Graph(prepare(model).model)
+    layers = read_layers(graph)
+    parsed = tuple(dict.fromkeys(Scheme.parse(text) for text in schemes))
+    found = [Candidates(layer=layer, schemes=parsed) for layer in layers]
+    wanted = weight_specs(found)
+    tensors = Placer(graph, layers).tensors_to_calibrate()
+    rounded = {layer.name: layer for layer, spec in wanted if spec.rounding == "gptq"}
+    statistics = calibrate(graph, [dict(feeds)], tensors=tensors, moment_layers=list(rounded.values()))
+    bank = Bank(graph, calibration_id="test")
+    bank.compute(wanted, statistics.moments)
+    affines = affine_table(statistics.statistics, activation_specs(found))
+    return Lowered(
+        graph=graph, layers=layers, lowering=Lowering(graph, layers, affines, bank.entries), feeds=dict(feeds)
+    )
+
+
+def run(model: onnx.ModelProto | bytes, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The outputs, by name, in stock ONNX Runtime."""
+    session = open_session(model if isinstance(model, bytes) else model.SerializeToString())
+    return dict(zip((value.name for value in session.get_outputs()), session.run(None, dict(feeds)), strict=True))
+
+
+def run_unfused(model: bytes, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The outputs with every optimization off: each QuantizeLinear and DequantizeLinear runs as it is written."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return dict(zip((value.name for value in session.get_outputs()), session.run(None, dict(feeds)), strict=True))
+
+
+def run_optimized(
+    model: bytes, feeds: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], onnx.GraphProto, Counter[str]]:
+    """The outputs in stock ONNX Runtime, the graph that it really ran, and how often that has each operator."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimized.onnx"
+        session = open_session(model, optimized_path=path)
+        graph = onnx.load(path).graph
+    outputs = dict(zip((value.name for value in session.get_outputs()), session.run(None, dict(feeds)), strict=True))
+    return outputs, graph, Counter(node.op_type for node in graph.node)
+
+
+def check(model: bytes) -> onnx.ModelProto:
+    """The parsed model, after ONNX's checker has been through it with types and shapes."""
+    parsed = onnx.load_from_string(model)
+    onnx.checker.check_model(parsed, full_check=True)
+    return parsed
+
+
+def distance(found: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference, as a share of the largest expected magnitude."""
+    assert found.shape == expected.shape, f"{found.shape} is not {expected.shape}"
+    return float(np.abs(found - expected).max(initial=0) / max(float(np.abs(expected).max(initial=0)), 1e-12))

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from autoq.core.policy import Policy
+from autoq.core.result import Failure, Trial
+from autoq.errors import RunError
+from autoq.search.loop import Limits, Search
+from autoq.search.problem import Problem
+from autoq.search.store import TrialLog
+from tests.search.problems import TableExecutor, bits, make_problem, make_proposer
+from tests.small_job import small_disk
+
+LAYERS = ("a", "b", "c")
+
+
+class Clock:
+    """Every reading is a second later."""
+
+    def __init__(self) -> None:
+        self.seconds = itertools.count()
+
+    def __call__(self) -> float:
+        return float(next(self.seconds))
+
+
+def make_search(
+    folder: Path,
+    *,
+    problem: Problem | None = None,
+    executor: TableExecutor | None = None,
+    on_trial: Callable[[Trial, Search], None] = lambda trial, search: None,
+) -> Search:
+    problem = problem or make_problem(LAYERS, objectives=("metric", "size"))
+    models = folder / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    return Search(
+        problem=problem,
+        proposer=make_proposer(problem),
+        executor=executor or TableExecutor(),
+        log=TrialLog(folder / "trials.jsonl"),
+        models=models,
+        clock=Clock(),
+        on_trial=on_trial,
+    )
+
+
+def front_files(folder: Path) -> set[str]:
+    return {path.stem for path in (folder / "models").iterdir()}
+
+
+def plain(trials: Sequence[Trial]) -> list[Trial]:
+    """Without the seconds that steps took."""
+    return [dataclasses.replace(trial, seconds={}) for trial in trials]
+
+
+def test_it_stops_after_as_many_trials_as_asked(tmp_path: Path) -> None:
+    reported: list[int] = []
+    search = make_search(tmp_path, on_trial=lambda trial, search: reported.append(trial.number))
+    assert search.run(Limits(trials=19)) == "trials"
+    assert [trial.number for trial in search.trials] == reported == list(range(19))
+    assert search.log.read() == search.trials
+    assert {trial.id for trial in search.front} == front_files(tmp_path)
+    # 32 bits everywhere cannot be measured: a failure, told, and never on the front.
+    assert all(trial.failure is None for trial in search.front)
+
+
+def test_it_stops_when_the_space_is_exhausted(tmp_path: Path) -> None:
+    search = make_search(tmp_path, problem=make_problem(("a",), objectives=("metric", "size")))
+    assert search.run(Limits(trials=100)) == "space exhausted"
+    assert len(search.trials) == 5
+
+
+@pytest.mark.parametrize("deadline", [0.0, 5.0, 20.0])
+def test_it_stops_at_the_deadline_and_keeps_what_is_finished(tmp_path: Path, deadline: float) -> None:
+    executor = TableExecutor()
+    search = make_search(tmp_path, executor=executor)
+    assert search.run(Limits(trials=1000, deadline=deadline)) == "time"
+    assert (len(search.trials) == 0) == (deadline == 0.0)
+    assert len(search.trials) < 20
+    assert search.log.read() == search.trials
+    if deadline == 0.0:
+        assert executor.scored == []
+
+
+def test_a_batch_is_scored_before_any_of_it_is_measured(tmp_path: Path) -> None:
+    executor = TableExecutor()
+    seen: list[tuple[int, int]] = []
+    search = make_search(
+        tmp_path,
+        executor=executor,
+        on_trial=lambda trial, search: seen.append((len(executor.scored), len(executor.measured))),
+    )
+    search.run(Limits(trials=16))
+    assert [scored for scored, _ in seen] == [8] * 8 + [16] * 8
+    assert [measured for _, measured in seen] == list(range(1, 17))
+
+
+@pytest.mark.parametrize("stopped_after", [1, 5, 8, 13])
+def test_a_resumed_search_is_the_uninterrupted_one(tmp_path: Path, stopped_after: int) -> None:
+    whole = make_search(tmp_path / "whole")
+    whole.run(Limits(trials=24))
+
+    class Stop(Exception):
+        pass
+
+    def stop(trial: Trial, search: Search) -> None:
+        if len(search.trials) == stopped_after:
+            raise Stop
+
+    with pytest.raises(Stop):
+        make_search(tmp_path / "cut", on_trial=stop).run(Limits(trials=24))
+    executor = TableExecutor()
+    resumed = make_search(tmp_path / "cut", executor=executor)
+    finished = resumed.log.read()
+    assert len(finished) == stopped_after
+    resumed.run(Limits(trials=24), finished)
+    assert plain(resumed.trials) == plain(whole.trials)
+    assert plain(resumed.log.read()) == plain(whole.log.read())
+    assert len(executor.scored) == 24 - stopped_after
+    assert front_files(tmp_path / "cut") >= {trial.id for trial in whole.front} - {trial.id for trial in finished}
+
+
+def test_more_trials_go_on_where_fewer_ended(tmp_path: Path) -> None:
+    whole = make_search(tmp_path / "whole")
+    whole.run(Limits(trials=32))
+    first = make_search(tmp_path / "two")
+    first.run(Limits(trials=16))
+    second = make_search(tmp_path / "two")
+    second.run(Limits(trials=32), second.log.read())
+    assert [trial.policy for trial in second.trials] == [trial.policy for trial in whole.trials]
+
+
+def test_fewer_trials_than_are_finished_lose_none(tmp_path: Path) -> None:
+    first = make_search(tmp_path)
+    first.run(Limits(trials=20))
+    executor = TableExecutor()
+    second = make_search(tmp_path, executor=executor)
+    assert second.run(Limits(trials=4), second.log.read()) == "trials"
+    assert sorted(trial.number for trial in second.trials) == list(range(20))
+    assert plain(second.front) == plain(first.front)
+    assert executor.scored == []
+    assert {trial.id for trial in first.front} == front_files(tmp_path)
+
+
+def test_trials_that_another_version_would_not_propose_are_kept(tmp_path: Path) -> None:
+    policies = make_problem(LAYERS).complete(
+        {name: make_problem(LAYERS).choices[name][index] for index, name in enumerate(LAYERS)}
+    )
+    first = make_search(tmp_path)
+    first.run(Limits(trials=8))
+    stranger = dataclasses.replace(first.trials[-1], policy=policies, metric=0.899, size_bytes=1, number=8)
+    first.log.append(stranger)
+    second = make_search(tmp_path)
+    second.run(Limits(trials=12), second.log.read())
+    assert stranger in second.trials
+    assert stranger in second.front
+    numbers = [trial.number for trial in second.trials]
+    assert len(set(numbers)) == len(numbers)
+
+
+def test_what_the_machine_did_is_tried_again_and_what_the_candidate_did_is_not(tmp_path: Path) -> None:
+    def failing(reason: str, every: int) -> Callable[[Policy], Failure | None]:
+        return lambda policy: (
+            Failure(reason=reason, message="x") if bits(policy) % every == 0 else None  # type: ignore[arg-type]
+        )
+
+    lost = make_search(tmp_path / "lost", executor=TableExecutor(failing("worker_lost", 12)))
+    lost.run(Limits(trials=16))
+    gone = [trial for trial in lost.trials if trial.failure and trial.failure.reason == "worker_lost"]
+    assert gone
+    executor = TableExecutor()
+    reports: list[tuple[int, int]] = []
+    again = make_search(
+        tmp_path / "lost",
+        executor=executor,
+        on_trial=lambda trial, search: reports.append((trial.number, len(search.trials))),
+    )
+    again.run(Limits(trials=16), again.log.read())
+    assert {policy for policy in executor.scored} >= {trial.policy for trial in gone}
+    assert not any(trial.failure and trial.failure.reason == "worker_lost" for trial in again.trials)
+    # Under their own numbers, and reported only once the recorded front is whole again.
+    assert {number for number, _ in reports} >= {trial.number for trial in gone}
+    assert len({trial.number for trial in again.trials}) == 16
+    assert [trial.policy for trial in again.log.read()] == [trial.policy for trial in lost.trials]
+
+    own = make_search(tmp_path / "own", executor=TableExecutor(failing("load", 12)))
+    own.run(Limits(trials=16))
+    executor = TableExecutor()
+    make_search(tmp_path / "own", executor=executor).run(Limits(trials=16), own.log.read())
+    assert executor.scored == []
+
+
+def test_no_file_that_a_report_names_is_missing(tmp_path: Path) -> None:
+    """What is interrupted after a report leaves a front whose files are all there."""
+
+    def check(trial: Trial, search: Search) -> None:
+        missing = {point.id for point in search.front} - front_files(tmp_path)
+        assert not missing
+        before = {point.id for point in TrialLog(tmp_path / "trials.jsonl").read()[:-1]}
+        # Also those that this trial drives away are still there: the last report names them.
+        named.append(before & front_files(tmp_path))
+
+    named: list[set[str]] = []
+    search = make_search(tmp_path, on_trial=check)
+    search.run(Limits(trials=24))
+    assert len(named) == 24
+    assert {trial.id for trial in search.front} == front_files(tmp_path)
+
+
+def test_constraints_empty_the_front_and_not_the_search(tmp_path: Path) -> None:
+    problem = make_problem(LAYERS, objectives=("metric", "size"), max_size_ratio=0.0001)
+    search = make_search(tmp_path, problem=problem)
+    assert search.run(Limits(trials=12)) == "trials"
+    assert search.front == []
+    assert front_files(tmp_path) == set()
+    assert problem.nearest_miss(search.trials).startswith("max_size_ratio binds")
+
+
+def test_a_full_disk_ends_the_search_and_keeps_the_finished_trials(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", kilobytes=36) as disk:
+        search = make_search(disk)
+        with pytest.raises(RunError, match="the disk is full: .* free space and --resume"):
+            search.run(Limits(trials=100))
+        finished = search.log.read()
+        assert 0 < len(finished) < 100
+        assert [trial.number for trial in finished] == list(range(len(finished)))

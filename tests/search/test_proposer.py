@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import optuna
+import pytest
+
+from autoq.core.policy import Policy
+from autoq.core.result import Failure, Trial
+from autoq.core.scheme import Scheme
+from autoq.errors import RunError
+from autoq.search.problem import Problem
+from autoq.search.proposer import SAMPLERS, Proposal, Proposer, StudyRecord
+from tests.search.problems import bits, make_problem, make_proposer, make_trial
+from tests.small_job import small_disk
+
+LAYERS = [f"l{i}" for i in range(6)]
+
+
+def outcome(policy: Policy) -> tuple[float, float]:
+    """Two objectives that pull apart, and differ from layer to layer."""
+    weights = [(i + 1) * scheme.weight_bits for i, (_, scheme) in enumerate(policy.items_)]
+    return -float(sum(weights)), float(bits(policy))
+
+
+def drive(proposer: Proposer, count: int, batch: int = 8, fail: int = 0) -> list[Proposal]:
+    """Ask and tell ``count`` proposals; every ``fail``-th one fails."""
+    done: list[Proposal] = []
+    while len(done) < count:
+        asked = proposer.ask(min(batch, count - len(done)))
+        if not asked:
+            break
+        for proposal in asked:
+            done.append(proposal)
+            failed = fail and len(done) % fail == 0
+            proposer.tell(proposal, None if failed else outcome(proposal.policy), 0.1 if len(done) % 5 == 0 else 0.0)
+    return done
+
+
+def two_objectives(layers: list[str] = LAYERS, **changes: object) -> Problem:
+    return make_problem(layers, objectives=("metric", "size"), **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_same_seed_proposes_the_same_and_never_twice(sampler: str) -> None:
+    problem = two_objectives()
+    runs = [drive(make_proposer(problem, sampler, seed=seed), 60, fail=7) for seed in (1, 1, 2)]
+    first, again, other = ([proposal.policy for proposal in run] for run in runs)
+    assert first == again
+    assert first != other
+    assert len(set(first)) == 60
+    assert [proposal.origin for proposal in runs[0]] == [proposal.origin for proposal in runs[1]]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_seeds_come_first_and_in_order_whatever_the_batch(sampler: str) -> None:
+    problem = two_objectives()
+    for batch in (1, 3, 8):
+        done = drive(make_proposer(problem, sampler), 10, batch=batch)
+        assert [proposal.origin for proposal in done[:4]] == [
+            "seed:w8",
+            "seed:w4",
+            "seed:w8a8@minmax",
+            "seed:w4a8@mse",
+        ]
+        assert [len({str(s) for _, s in proposal.policy.items_}) for proposal in done[:4]] == [1, 1, 1, 1]
+        assert {proposal.origin for proposal in done[4:]} == {f"sampler:{sampler}"}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_tiny_space_is_exhausted(sampler: str) -> None:
+    problem = two_objectives(["a", "b"], schemes=[Scheme.parse(text) for text in ("float32", "w8", "w4")])
+    done = drive(make_proposer(problem, sampler), 100)
+    texts = ("float32", "w8", "w4")
+    assert {tuple(p.policy.to_text().values()) for p in done} == set(itertools.product(texts, texts))
+    assert len(done) == 9
+
+
+def test_a_space_of_one_policy_and_one_where_seeds_coincide() -> None:
+    w8 = Scheme.parse("w8")
+    only = two_objectives(["a", "b"], schemes=[w8], seeds=[w8])
+    assert only.choices == {}
+    assert [proposal.policy.to_text() for proposal in drive(make_proposer(only), 10)] == [{"a": "w8", "b": "w8"}]
+    # Both seeds become w8: the second is not proposed again.
+    two = two_objectives(["a"], schemes=[Scheme.parse("float32"), w8], seeds=[w8, Scheme.parse("w4")])
+    assert [p.origin for p in drive(make_proposer(two), 10)][0] == "seed:w8"
+    assert len(drive(make_proposer(two), 10)) == 2
+
+
+def test_policies_that_the_graph_makes_equal_are_proposed_once() -> None:
+    problem = two_objectives(["a", "b", "c"])
+    proposer = Proposer(
+        problem.choices,
+        # As where all layers read one tensor: the first decides.
+        lambda chosen: Policy.uniform(["a", "b", "c"], chosen["a"]),
+        seeds=problem.uniform_seeds(),
+        objectives=2,
+        sampler="nsga2",
+        seed=0,
+    )
+    done = drive(proposer, 100)
+    assert len(done) == len({proposal.policy for proposal in done}) == 5
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_replaying_what_was_told_gives_the_same_proposals(sampler: str) -> None:
+    problem = two_objectives()
+    whole = [proposal.policy for proposal in drive(make_proposer(problem, sampler), 48, fail=5)]
+    for stopped_at in (3, 8, 21):
+        proposer = make_proposer(problem, sampler)
+        # The interrupted search asked for whole batches, as the resumed one does from the start.
+        assert [p.policy for p in drive(proposer, stopped_at, fail=5)] == whole[:stopped_at]
+        again = [proposal.policy for proposal in drive(make_proposer(problem, sampler), 48, fail=5)]
+        assert again == whole
+
+
+def test_all_failing_does_not_end_the_search() -> None:
+    done = drive(make_proposer(two_objectives()), 40, fail=1)
+    assert len({proposal.policy for proposal in done}) == 40
+
+
+# The study in the run folder ------------------------------------------------------------------------------------------
+
+
+def record(path: Path, problem: Problem) -> StudyRecord:
+    return StudyRecord(path, "small", ["maximize", "minimize"], ["metric", "size"], problem.schemes())
+
+
+def test_the_study_has_each_trial_once_however_often_it_is_added(tmp_path: Path) -> None:
+    problem = two_objectives()
+    path = tmp_path / "study.db"
+    study = record(path, problem)
+    trials = [
+        make_trial(n, proposal.policy, 0.5 + n / 100, 0.5, 100 + n)
+        for n, proposal in enumerate(drive(make_proposer(problem), 12))
+    ]
+    lost = Trial(
+        number=3, policy=trials[3].policy, origin="x", failure=Failure(reason="worker_lost", message="node died")
+    )
+    for trial in [*trials[:3], lost]:
+        study.add(trial, LAYERS, None if trial.failure else [trial.metric, trial.size_bytes])  # type: ignore[list-item]
+    study = record(path, problem)  # as after a crash
+    for trial in [*trials, *trials]:
+        study.add(trial, LAYERS, [trial.metric, trial.size_bytes])  # type: ignore[list-item]
+    loaded = optuna.load_study(study_name="small", storage=f"sqlite:///{path}")
+    complete = [trial for trial in loaded.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    assert sorted(trial.user_attrs["number"] for trial in complete) == list(range(12))
+    (failed,) = [trial for trial in loaded.trials if trial.state == optuna.trial.TrialState.FAIL]
+    assert failed.user_attrs["failure"] == "worker_lost: node died"
+    by_number = {trial.user_attrs["number"]: trial for trial in complete}
+    for trial in trials:
+        assert by_number[trial.number].params == trial.policy.to_text()
+        assert by_number[trial.number].values == [trial.metric, trial.size_bytes]
+
+
+def test_a_damaged_study_is_named(tmp_path: Path) -> None:
+    (tmp_path / "study.db").write_bytes(b"this is no database" * 1000)
+    with pytest.raises(RunError, match=r"the Optuna study .*study\.db cannot be opened"):
+        record(tmp_path / "study.db", two_objectives())
+
+
+def test_a_full_disk_under_the_study_is_said(tmp_path: Path) -> None:
+    problem = two_objectives()
+    with small_disk(tmp_path / "disk", kilobytes=196) as disk:
+        study = record(disk / "study.db", problem)
+        with pytest.raises(RunError, match=r"the Optuna study .*study\.db cannot be written: .*full"):
+            for number, proposal in enumerate(drive(make_proposer(problem), 200)):
+                study.add(make_trial(number, proposal.policy, 0.5, 0.5, 100), LAYERS, [0.5, 100])

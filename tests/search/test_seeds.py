@@ -1,0 +1,130 @@
+"""The predicted front, against brute force on problems small enough for it."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoq.core.layer import Layer
+from autoq.core.policy import Policy
+from autoq.core.scheme import FLOAT32, Scheme
+from autoq.search.candidates import Candidates
+from autoq.search.seeds import knapsack_seeds
+from autoq.search.sensitivity import Sensitivity, probes, sensitivity
+from autoq.spec.hardware import load_profile
+
+SCHEMES = tuple(Scheme.parse(text) for text in ("float32", "w8", "w4", "w8a8@minmax", "w4a8@minmax"))
+PROFILE = load_profile("cpu-x86-onnxruntime", Path())
+
+
+def layer(index: int, side: int = 8) -> Layer:
+    return Layer(
+        name=f"l{index}",
+        op_type="Conv",
+        node=f"n{index}",
+        weight=f"w{index}",
+        weight_index=1,
+        weight_shape=(side, side, 3, 3),
+        channel_axis=0,
+        input=f"x{index}",
+        output=f"y{index}",
+        macs=side * side * 9 * 16,
+    )
+
+
+def problem(noises: list[tuple[float, float, float]]) -> tuple[list[Candidates], Sensitivity]:
+    """Layers with the given noise of w8, of w4, and of 8-bit activations."""
+    entries = [Candidates(layer=layer(i, 8 * (i + 1)), schemes=SCHEMES) for i in range(len(noises))]
+    weights, activations = {}, {}
+    for entry, (w8, w4, a8) in zip(entries, noises, strict=True):
+        weights[entry.layer.name, SCHEMES[1].weight] = w8
+        weights[entry.layer.name, SCHEMES[2].weight] = w4
+        activations[entry.layer.name, SCHEMES[3].activation] = a8
+    return entries, Sensitivity(weights=weights, activations=activations)
+
+
+def totals(entries: list[Candidates], table: Sensitivity, choice: dict[str, Scheme]) -> np.ndarray:
+    rows = []
+    for entry in entries:
+        scheme, one = choice[entry.layer.name], entry.layer
+        scales = 0 if scheme == FLOAT32 else 4 * one.channels
+        size = one.parameters * scheme.weight_bits / 8 + scales
+        rows.append([table.noise(one.name, scheme), size, one.macs * PROFILE.cost("Conv", scheme)])
+    return np.sum(rows, axis=0)
+
+
+noise = st.floats(1e-6, 1.0)
+
+
+@given(st.lists(st.tuples(noise, noise, noise), min_size=1, max_size=3))
+def test_no_choice_at_all_dominates_a_seed(noises: list[tuple[float, float, float]]) -> None:
+    entries, table = problem(noises)
+    seeds = knapsack_seeds(entries, table, PROFILE, 50)
+    names = [entry.layer.name for entry in entries]
+    every = [
+        totals(entries, table, dict(zip(names, schemes, strict=True)))
+        for schemes in itertools.product(SCHEMES, repeat=len(names))
+    ]
+    assert seeds
+    for seed in seeds:
+        own = totals(entries, table, seed)
+        assert not any((other <= own).all() and (other < own * (1 - 1e-9)).any() for other in every)
+
+
+def test_the_ends_of_the_front_are_among_the_seeds() -> None:
+    entries, table = problem([(1e-4, 1e-2, 1e-3), (1e-5, 1e-3, 1e-2), (1e-4, 1e-1, 1e-3)])
+    seeds = knapsack_seeds(entries, table, PROFILE, 50)
+    # float32 itself is the baseline and no seed; the next best changes least.
+    assert not any(all(scheme == FLOAT32 for scheme in seed.values()) for seed in seeds)
+    assert any(sum(scheme != FLOAT32 for scheme in seed.values()) == 1 for seed in seeds)
+    assert any(all(str(scheme) == "w4a8@minmax" for scheme in seed.values()) for seed in seeds)
+
+
+def test_the_sensitive_layer_keeps_more_bits() -> None:
+    entries, table = problem([(1e-6, 1e-5, 1e-4), (1e-6, 1.0, 1e-4)])
+    seeds = knapsack_seeds(entries, table, PROFILE, 50)
+    # A layer that tolerates 4 bits has them before one that does not.
+    at_four = [seed for seed in seeds if seed["l1"].weight_bits == 4]
+    assert at_four
+    assert all(seed["l0"].weight_bits == 4 for seed in at_four)
+    assert any(seed["l0"].weight_bits == 4 and seed["l1"].weight_bits > 4 for seed in seeds)
+
+
+def test_fewer_seeds_are_the_first_of_more_and_all_differ() -> None:
+    entries, table = problem([(1e-4, 1e-2, 1e-3), (1e-5, 1e-3, 1e-2), (1e-4, 1e-1, 1e-3)])
+    many = knapsack_seeds(entries, table, PROFILE, 12)
+    assert many[:4] == knapsack_seeds(entries, table, PROFILE, 4)
+    assert len({tuple(sorted((k, str(v)) for k, v in seed.items())) for seed in many}) == len(many)
+
+
+def test_a_scheme_whose_probe_failed_is_in_no_seed() -> None:
+    entries, table = problem([(float("inf"), 1e-3, 1e-3), (1e-4, 1e-2, float("inf"))])
+    seeds = knapsack_seeds(entries, table, PROFILE, 50)
+    assert seeds
+    assert all(str(seed["l0"]) != "w8" and not str(seed["l1"]).endswith("minmax") for seed in seeds)
+
+
+def test_probes_take_one_layer_at_a_time_and_fill_the_table() -> None:
+    entries = [Candidates(layer=layer(i), schemes=SCHEMES) for i in range(2)]
+    found = probes(entries, lambda policy: policy)
+    # w8 and w4 weight-only, and the activations with the finest weights, for each of two layers
+    assert [str(probe.policy[probe.layer]) for probe in found] == ["w8", "w4", "w8a8@minmax"] * 2
+    for probe in found:
+        others = [scheme for name, scheme in probe.policy.items_ if name != probe.layer]
+        assert others == [FLOAT32]
+    table = sensitivity(entries, found, [0.1, 0.2, 0.5, 0.01, None, 0.03])
+    assert table.noise("l0", Scheme.parse("w4a8@minmax")) == pytest.approx(0.7)
+    assert table.noise("l1", Scheme.parse("w4")) == float("inf")
+    assert table.noise("l1", FLOAT32) == 0.0
+    assert table.noise("l1", Scheme.parse("float16")) == 0.0
+
+
+def test_no_layer_to_choose_for_gives_no_probe() -> None:
+    fixed = Candidates(layer=layer(0), schemes=(FLOAT32,))
+    assert probes([fixed], lambda policy: policy) == []
+    assert Policy.of({"l0": FLOAT32}).to_text() == {"l0": "float32"}
