@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from autoq.core.objectives import Direction, Values
 from autoq.core.policy import Policy
 from autoq.core.result import Front, FrontPoint, Latency, MetricPair, Trial
 from autoq.core.scheme import FLOAT32, Scheme
-from autoq.errors import MetricError, ProfileError, RunError, TrialError
+from autoq.errors import AutoqError, MetricError, ProfileError, RunError, TrialError
 from autoq.model.bank import BANK_VERSION, default_cache_dir
 from autoq.model.calibrate import output_shapes
 from autoq.model.layers import with_macs
@@ -205,11 +207,19 @@ def _search(
     def running_front(search: Search) -> Front:
         return _front(setting, baseline, search, [_point(trial, folder) for trial in search.front], started)
 
+    finished_now: deque[Trial] = deque()
+
     def on_trial(trial: Trial, search: Search) -> None:
-        study.add(trial, free_layers, _study_values(trial, setting))
-        tracker.log_trial(trial)
+        finished_now.append(trial)
         write_front(running_front(search), folder.front)
         events.trial(trial, search)
+
+    def copy_trials() -> None:
+        """The study and the tracking server get their copies while workers score, so that no trial waits for them."""
+        while finished_now:
+            trial = finished_now.popleft()
+            study.add(trial, free_layers, _study_values(trial, setting))
+            tracker.log_trial(trial)
 
     events.step("starting workers" if ray != "off" else "searching")
     executor = _executor(_workload(setting, lowering), meter, ray, workers)
@@ -222,10 +232,12 @@ def _search(
             models=folder.models,
             clock=time.monotonic,
             on_trial=on_trial,
+            meanwhile=copy_trials,
         )
         deadline = None if job.budget.time_s is None else started + job.budget.time_s
         events.step("searching")
         stop_reason = search.run(Limits(trials=job.budget.trials, deadline=deadline), finished)
+        copy_trials()
         for trial in search.trials:  # what a crash kept from the study and the server
             study.add(trial, free_layers, _study_values(trial, setting))
             if trial.number < len(finished):
@@ -247,6 +259,8 @@ def _search(
             step=events.step,
         )
     finally:
+        with contextlib.suppress(AutoqError):  # what is on its way is the error that ends the search
+            copy_trials()
         executor.close()
     front = dataclasses.replace(
         _front(setting, checked.baseline, search, checked.points, started),

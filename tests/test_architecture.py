@@ -17,7 +17,8 @@ import pytest
 ORDER: tuple[frozenset[str], ...] = tuple(
     frozenset(row.split())
     for row in (
-        "cli __main__",
+        "__main__",
+        "cli",
         "autoq",
         "pipeline",
         "search record",

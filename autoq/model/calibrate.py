@@ -136,7 +136,7 @@ class _Runner:
         rows, start = _rows(batch), 0
         while start < rows:
             size = rows if self._fixed or self._session is None else self._size
-            part = {name: np.asarray(values)[start : start + size] for name, values in batch.items()}
+            part = {name: values[start : start + size] if np.ndim(values) else values for name, values in batch.items()}
             found = {}
             if self._session is not None:
                 found = _run(self._session, self._names, part, f"calibration batch {index}")
@@ -147,7 +147,7 @@ class _Runner:
 
 
 def _rows(batch: Batch) -> int:
-    return len(next(iter(batch.values())))
+    return next((len(values) for values in batch.values() if np.ndim(values)), 1)
 
 
 def _run(session: InferenceSession, names: Sequence[str], batch: Batch, what: str) -> dict[str, np.ndarray]:

@@ -49,8 +49,8 @@ def read_layers(graph: Graph) -> tuple[Layer, ...]:
         first_user.setdefault(use, name)
     if not found:
         raise ModelError(
-            "nothing to quantize: the model has no Conv, ConvTranspose, Gemm, MatMul or embedding with a constant float32 weight"
-            + _other_weights(graph)
+            "nothing to quantize: the model has no Conv, ConvTranspose, Gemm, MatMul or embedding with a constant "
+            "float32 weight" + _other_weights(graph)
         )
     return tuple(found)
 

@@ -27,10 +27,10 @@ from autoq.core.layer import Layer
 from autoq.core.policy import Policy
 from autoq.core.scheme import ActivationSpec, Scheme, WeightSpec
 from autoq.errors import TrialError
+from autoq.model.assemble import assemble, without_notes
 from autoq.model.graph import Graph
 from autoq.model.operators import is_carry, must_not_fuse
 from autoq.model.placement import Placement, Placer
-from autoq.model.prepare import INT2_IR_VERSION, INT2_OPSET, raise_opset
 from autoq.model.stored import Stored
 from autoq.numerics.weights import QuantizedWeight
 
@@ -82,33 +82,15 @@ class _Builder:
         self.nodes: list[onnx.NodeProto] = []
 
     def build(self) -> bytes:
-        source = self.graph.model
         for name in self.graph.inputs:
             if name in self.placement.quantized:
                 self._pair(name, name, f"{name}::dq")
-        for node in source.graph.node:
+        for node in self.graph.model.graph.node:
             self._place(node)
-        model = onnx.ModelProto(ir_version=source.ir_version, producer_name="autoq")
-        model.opset_import.extend(source.opset_import)
-        model.functions.extend(source.functions)
-        # What users keep there (class names, strides); exporters' own notes stay behind.
-        model.metadata_props.extend(entry for entry in source.metadata_props if not entry.key.startswith("pkg."))
-        graph = model.graph
-        graph.name = source.graph.name
-        graph.input.extend(value for value in source.graph.input if value.name not in self.graph.initializers)
-        graph.output.extend(source.graph.output)
-        nodes = self._live_nodes()
-        graph.node.extend(nodes)
-        used = {name for node in nodes for name in node.input} | self.graph.captured | self.graph.outputs
-        own = [tensor for name, tensor in self.stored.initializers.items() if name in used]
-        graph.initializer.extend(own)
-        graph.initializer.extend(tensor for name, tensor in self.graph.initializers.items() if name in used)
-        if any(tensor.data_type == TensorProto.INT2 for tensor in own):
-            raise_opset(model, INT2_OPSET, INT2_IR_VERSION)
-        return model.SerializeToString(deterministic=True)
+        return assemble(self.graph, [*self.stored.nodes, *self.nodes], self.stored.initializers)
 
     def _place(self, original: onnx.NodeProto) -> None:
-        node = _copy(original)
+        node = without_notes(original)
         quantized, made = self.placement.quantized, self.placement.integer_made
         if is_carry(self.graph, node) and (root := self.root(node.output[0])) in quantized:
             if root not in made:
@@ -126,6 +108,9 @@ class _Builder:
             for index, name in enumerate(node.input):
                 if name and (root := self.root(name)) in quantized and root not in made:
                     node.input[index] = f"{name}::dq"
+        elif must_not_fuse(node) and self.root(node.input[0]) in made:
+            self._node("Sum", [node.input[0]], f"{node.output[0]}::in")  # of one: a copy that keeps the pair away
+            node.input[0] = f"{node.output[0]}::in"
         layer = self.layer_at.get(node.name)
         if layer is not None and layer.op_type == "Gather":
             node = self._look_up(layer, node)
@@ -135,9 +120,6 @@ class _Builder:
             if name in made:
                 node.output[index] = f"{name}::raw"
         self.nodes.append(node)
-        if must_not_fuse(node) and node.output[0] in quantized:
-            target, node.output[0] = node.output[0], f"{node.output[0]}::alone"
-            self._node("Sum", [node.output[0]], target)  # of one: a copy that keeps the node from its pair
         for name in original.output:
             if name in made:
                 self._pair(name, f"{name}::raw", name)
@@ -183,7 +165,7 @@ class _Builder:
         Unsigned, it stands between Q and DQ. Signed, it stands between pairs, which the runtime takes away: on x86 it
         runs signed integers as unsigned ones, and turns them into such only where Q and DQ touch.
         """
-        node = _copy(original)
+        node = without_notes(original)
         node.name = f"{original.name}::q"
         signed = self.placement.quantized[root].signed
         node.input[0] = self._float_name(original.input[0], root) if signed else f"{original.input[0]}::q"
@@ -267,21 +249,3 @@ class _Builder:
 
     def _node(self, op_type: str, inputs: list[str], output: str, **attributes: Any) -> None:
         self.nodes.append(helper.make_node(op_type, inputs, [output], f"{output}::{op_type}", **attributes))
-
-    def _live_nodes(self) -> list[onnx.NodeProto]:
-        needed = set(self.graph.outputs) | set(self.graph.captured)
-        live: list[onnx.NodeProto] = []
-        for node in reversed([*self.stored.nodes, *self.nodes]):
-            if any(name in needed for name in node.output):
-                needed.update(node.input)
-                live.append(node)
-        return live[::-1]
-
-
-def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
-    """The node without what exporters note on it."""
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    copy.ClearField("metadata_props")
-    copy.ClearField("doc_string")
-    return copy

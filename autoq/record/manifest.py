@@ -47,9 +47,12 @@ def layer_record(layer: Layer, outputs: tuple[str, ...]) -> dict[str, Any]:
 
 
 def manifest_of(front: Front, point: FrontPoint, run: Mapping[str, Any], model: bytes) -> dict[str, Any]:
-    """The manifest of a point; ``run`` is the run folder's ``run.json``, ``model`` the file that is exported."""
-    texts = point.policy.to_text()
+    """The manifest of a point; ``run`` is the run folder's ``run.json``, ``model`` the file that is exported.
+
+    Raises :class:`RunError` when ``run.json`` is damaged or of another model.
+    """
     base = front.baseline
+    record = Node(dict(run), "run.json", "")
     return {
         "version": VERSION,
         "name": front.name,
@@ -62,7 +65,7 @@ def manifest_of(front: Front, point: FrontPoint, run: Mapping[str, Any], model: 
             "weight_bits_mean": point.weight_bits_mean,
         },
         "source": {"file": Path(base.model_path).name, "sha256": base.sha256, "size_bytes": base.size_bytes},
-        "layers": [{**layer, "scheme": texts[layer["layer"]]} for layer in run["layers"]],
+        "layers": _layers(record.get("layers"), point.policy.to_text()),
         "scales": activation_scales(model),
         "metric": {
             "name": front.metric_name,
@@ -75,11 +78,17 @@ def manifest_of(front: Front, point: FrontPoint, run: Mapping[str, Any], model: 
         },
         "latency": _latency(point.latency),
         "peak_memory_bytes": point.peak_memory_bytes,
-        "profile": run["profile"],
-        "versions": run["versions"],
-        "job": run["job"],
-        "base_dir": run["base_dir"],
+        "profile": record.get("profile").value,
+        "versions": record.get("versions").value,
+        "job": record.get("job").value,
+        "base_dir": record.get("base_dir").value,
     }
+
+
+def _layers(records: Node, texts: Mapping[str, str]) -> list[dict[str, Any]]:
+    if [layer.get("layer").value for layer in records.items()] != list(texts):
+        records.fail("must have the layers of the front: it is of another model")
+    return [{**layer.value, "scheme": texts[layer.value["layer"]]} for layer in records.items()]
 
 
 def activation_scales(model: bytes) -> dict[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class Search:
     ``models`` is the folder for candidates' files: each stays there while it is on the front. ``on_trial`` is called
     with every new trial, after it is safe in ``log`` and before the files that it took off the front are removed: what
     it writes down never names a file that is not there. ``clock`` gives seconds.
+    ``meanwhile`` is called, in a thread, while a batch is scored: what it does would disturb a measurement.
     """
 
     problem: Problem
@@ -43,6 +45,7 @@ class Search:
     models: Path
     clock: Callable[[], float]
     on_trial: Callable[[Trial, Search], None] = lambda trial, search: None
+    meanwhile: Callable[[], None] = lambda: None
     trials: list[Trial] = field(default_factory=list)
     front: list[Trial] = field(default_factory=list)
     _unreported: list[Trial] = field(default_factory=list)
@@ -81,8 +84,11 @@ class Search:
         if self._late(limits):
             new = []
         results = iter(self.executor.score([proposal.policy for proposal in new])) if new else iter(())
-        # All of a batch is scored before any of it is measured: a measurement wants the machine to itself.
-        scored = dict(zip((proposal.policy for proposal in new), results, strict=True))
+        with ThreadPoolExecutor(1) as pool:
+            copied = pool.submit(self.meanwhile)
+            # All of a batch is scored before any of it is measured: a measurement wants the machine to itself.
+            scored = dict(zip((proposal.policy for proposal in new), results, strict=True))
+            copied.result()
         for proposal in proposals:
             trial = recorded.pop(proposal.policy, None)
             if trial is None:

@@ -252,7 +252,7 @@ def main() -> None:
         ("s to time one", "latency_s", True),
     ):
         a, b = olive_row[key], autoq_row[key]
-        shown = "" if inverse is None else f"{(a / b if inverse else b / a):7.1f}x"
+        shown = "" if inverse is None else f"{(a / b if inverse else b / a):7.2g}x"
         print(f"{name:24s} {a:9.3g} {b:9.3g} {shown:>8s}")
     print(f"{'autoq ceiling, a minute':34s} {ours['candidates_per_minute_ceiling']:9.3g}")
     print(f"\nsearch alone, autoq / Olive: {ratio:.1f}x, goal {GOAL:.0f}x, {verdict(ratio >= GOAL)}")

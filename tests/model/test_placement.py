@@ -50,7 +50,7 @@ CARRIED: dict[str, dict[str, Middle]] = {
     "Pad": {
         "": lambda n, y: n.add("Pad", y, n.ints(0, 2, 0, 1, 0, 2, 1, 0)),
         "zero": lambda n, y: n.add("Pad", y, n.ints(0, 2, 0, 1, 0, 2, 1, 0), n.constant(np.float32(0))),
-        "axes": lambda n, y: n.add("Pad", y, n.ints(1, 2, 0, 1), "", n.ints(-2, 3)),
+        "axes": lambda n, y: n.add("Pad", y, n.ints(1, 2, 0, 1), "", n.ints(-3, 3)),
         "reflect": lambda n, y: n.add("Pad", y, _pads(n, 1, 1, 1, 2), mode="reflect"),
         "edge": lambda n, y: n.add("Pad", y, _pads(n, 1, 1, 1, 2), mode="edge"),
         "wrap": lambda n, y: n.add("Pad", y, _pads(n, 1, 1, 1, 2), mode="wrap"),
@@ -204,7 +204,7 @@ FLOAT: dict[str, Middle] = {
         "Expand", n.constant(np.linspace(0, 1, 8, dtype=np.float32).reshape(1, 8, 1, 1)), n.add("Shape", y)
     ),
     "looked up in a constant": lambda n, y: n.add(
-        "Gather", n.weight(16, 8, 6, 6), n.add("ArgMax", n.add("Reshape", y, n.ints(0, -1)), axis=1, keepdims=0)
+        "Gather", n.weight(8, 8, 6, 6), n.add("Reshape", n.add("ArgMax", y, axis=1), n.ints(-1))
     ),
 }  # fmt: skip
 
@@ -320,7 +320,7 @@ def test_bodies_that_read_tensors_from_outside(scheme: str) -> None:
     feeds = {**_feeds(x=(2, 4, 8, 8)), "which": np.array(False)}
     subject = lowered(net.model(*net.outputs), [scheme], feeds)
     assert hidden in subject.graph.captured
-    _agrees(subject, subject.build(scheme), bound=0.1)
+    _agrees(subject, subject.build(scheme), bound=0.2)
 
 
 def test_shape_of_an_integer_tensor_costs_no_dequantization() -> None:

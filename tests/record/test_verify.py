@@ -338,7 +338,6 @@ def test_a_folder_without_a_manifest(tmp_path: Path) -> None:
         (lambda m: m["layers"][1].update(scheme="w5"), r"layers\[1\].scheme is 'w5' and must name a scheme"),
         (lambda m: m.update(model="model.onnx"), "model is 'model.onnx' and must be an object"),
         (lambda m: m["model"].update(file="../../etc/passwd"), "must be the name of a file beside the manifest"),
-        (lambda m: m["model"].update(file=".."), "must be the name of a file beside the manifest"),
         (lambda m: m["metric"].update(search="0.5"), "metric.search is '0.5' and must be a finite number"),
         (lambda m: m.update(job=[]), "job is a list and must be an object"),
     ],

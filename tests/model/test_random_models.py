@@ -1,0 +1,159 @@
+"""Random small models under random policies: whatever the policy, the candidate is a sound model that means the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoq.core.scheme import Scheme
+from tests.models import Net, check, distance, lowered, run_optimized, run_unfused
+
+SCHEMES = (
+    "float32 float16 w8 w4-gptq w2-tensor w8a8@minmax w8a8-tensor@mse w4a8-gptq@percentile99.9 w2a8@entropy w8a8@ema"
+).split()
+GENTLE = ("float32", "float16", "w8", "w8a8@minmax")
+
+Shape = tuple[int, int, int]  # channels, height, width
+Step = Callable[["_Model"], None]
+
+
+class _Model:
+    """Grows a graph over images; ``draw`` makes every choice."""
+
+    def __init__(self, draw: st.DrawFn) -> None:
+        self.draw = draw
+        self.net = Net(seed=draw(st.integers(0, 99)))
+        self.fixed = draw(st.booleans())
+        self.pool: list[tuple[str, Shape]] = []
+        for name in ("x", "y")[: draw(st.integers(1, 2))]:
+            self.pool.append((self.net.input(2 if self.fixed else "rows", 4, 6, 6, name=name), (4, 6, 6)))
+
+    def pick(self) -> tuple[str, Shape]:
+        # Mostly the newest, for depth; at times an older one, for branches.
+        back = self.draw(st.sampled_from([1, 1, 1, 2, 3]))
+        return self.pool[-min(back, len(self.pool))]
+
+    def push(self, tensor: str, shape: Shape) -> None:
+        self.pool.append((tensor, shape))
+
+    def conv(self) -> None:
+        x, (c, h, w) = self.pick()
+        out, kernel = self.draw(st.sampled_from([(4, 3), (6, 1), (c, 3)]))
+        depthwise = out == c and self.draw(st.booleans())
+        y = self.net.conv(x, c, out, kernel, bias=self.draw(st.booleans()), group=c if depthwise else 1)
+        self.push(self.activated(y), (out, h, w))
+
+    def activated(self, y: str) -> str:
+        kind = self.draw(st.sampled_from(["", "Relu", "Relu", "Clip", "LeakyRelu", "Tanh"]))
+        if kind == "Clip":
+            return str(self.net.add("Clip", y, self.net.constant(np.float32(0)), self.net.constant(np.float32(1))))
+        return str(self.net.add(kind, y)) if kind else y
+
+    def join(self) -> None:
+        (x, shape), op = self.pick(), self.draw(st.sampled_from(["Add", "Mul", "Concat"]))
+        others = [tensor for tensor, other in self.pool if other == shape]
+        y = self.draw(st.sampled_from(others))
+        if op == "Concat":
+            self.push(self.net.add("Concat", x, y, axis=1), (2 * shape[0], *shape[1:]))
+        else:
+            self.push(self.activated(self.net.add(op, x, y)), shape)
+
+    def gate(self) -> None:
+        x, shape = self.pick()
+        self.push(self.net.add("Mul", x, self.net.add("Sigmoid", self.net.add("GlobalAveragePool", x))), shape)
+
+    def move(self) -> None:
+        n, (x, (c, h, w)) = self.net, self.pick()
+        op = self.draw(st.sampled_from(["Slice", "Pad", "Transpose", "MaxPool", "AveragePool", "Split", "Reshape", "Resize"]))
+        if op == "Slice" and h > 2:
+            self.push(n.add(op, x, n.ints(1), n.ints(h), n.ints(2)), (c, h - 1, w))
+        elif op == "Pad":
+            mode = self.draw(st.sampled_from(["constant", "edge"]))
+            self.push(n.add(op, x, n.ints(0, 1, 0, 0, 0, 0, 0, 1), mode=mode), (c + 1, h, w + 1))
+        elif op == "Transpose":
+            self.push(n.add(op, x, perm=[0, 1, 3, 2]), (c, w, h))
+        elif op in ("MaxPool", "AveragePool") and min(h, w) > 2:
+            self.push(self.activated(n.add(op, x, kernel_shape=[2, 2])), (c, h - 1, w - 1))
+        elif op == "Split" and c > 1:
+            first, second = n.add(op, x, n.ints(1, c - 1), outputs=2, axis=1)
+            self.push(first, (1, h, w))
+            self.push(second, (c - 1, h, w))
+        elif op == "Reshape":
+            self.push(n.add(op, x, n.ints(0, w, h, c)), (w, h, c))
+        elif op == "Resize" and h * w < 50:
+            self.push(n.add(op, x, "", n.constant(np.array([1, 1, 2, 1], np.float32)), mode="nearest"), (c, 2 * h, w))
+
+    def head(self) -> str:
+        x, (c, h, w) = self.pick()
+        y = self.net.add("Reshape", x, self.net.ints(0, c * h * w))
+        if self.draw(st.booleans()):
+            y = self.net.add("Relu", self.net.add("Gemm", y, self.net.weight(c * h * w, 8, scale=0.1), self.net.weight(8)))
+        else:
+            y = self.net.add("MatMul", y, self.net.weight(c * h * w, 8, scale=0.1))
+        return str(self.net.add("Add", self.net.add("MatMul", y, self.net.weight(8, 8)), self.net.weight(8)))
+
+
+@st.composite
+def models(draw: st.DrawFn):  # type: ignore[no-untyped-def]
+    """A model of 3 to 9 steps with one to three outputs, and what to feed it."""
+    model = _Model(draw)
+    model.conv()
+    for _ in range(draw(st.integers(2, 8))):
+        draw(st.sampled_from([model.conv, model.conv, model.join, model.gate, model.move, model.move]))()
+    outputs = {model.head()} if draw(st.booleans()) else set()
+    outputs.add(model.pool[-1][0])
+    outputs.add(draw(st.sampled_from(model.pool))[0])
+    outputs -= {"x", "y"}
+    net = model.net
+    if not outputs:
+        outputs = {net.conv("x", 4, 4)}
+    rng = np.random.default_rng(1)
+    feeds = {value.name: rng.standard_normal((2, 4, 6, 6)).astype(np.float32) for value in net.inputs}
+    return net.model(*sorted(outputs)), feeds
+
+
+@settings(max_examples=120)
+@given(models(), st.data())
+def test_random_model_under_random_policies(made, data: st.DataObject) -> None:  # type: ignore[no-untyped-def]
+    model, feeds = made
+    subject = lowered(model, SCHEMES, feeds)
+    exact = subject.float32()
+    for schemes in (SCHEMES, GENTLE):
+        chosen = {}
+        for layer in subject.layers:
+            scheme = Scheme.parse(data.draw(st.sampled_from(schemes)))
+            chosen[layer.name] = Scheme() if scheme.activation and layer.integer_problem else scheme
+        policy = subject.canonical(chosen)
+        assert subject.canonical(dict(policy)) == policy
+        candidate = subject.build(policy)
+        assert candidate == subject.build(policy)
+        _names_are_unique(check(candidate))
+        outputs, _, counts = run_optimized(candidate, feeds)
+        unfused = run_unfused(candidate, feeds)
+        assert outputs.keys() == exact.keys()
+        for name, output in outputs.items():
+            assert np.isfinite(output).all() and output.shape == exact[name].shape
+            # A tie that the fused kernel rounds the other way is one step of 255, and may grow through later layers.
+            assert distance(output, unfused[name]) < 0.06, f"{name} under {policy.to_text()}"
+            if schemes is GENTLE:
+                assert distance(output, exact[name]) < 0.15, f"{name} under {policy.to_text()}"
+        active = [layer for layer in subject.layers if policy[layer.name].activation is not None]
+        convs = sum(layer.op_type == "Conv" for layer in active)
+        products = counts["QGemm"] + counts["QLinearMatMul"] + counts["MatMulIntegerToFloat"]
+        assert (counts["QLinearConv"], products) == (convs, len(active) - convs), f"{counts} under {policy.to_text()}"
+
+
+def _names_are_unique(model) -> None:  # type: ignore[no-untyped-def]
+    graph = model.graph
+    tensors = [value.name for value in (*graph.input, *graph.initializer)]
+    tensors += [name for node in graph.node for name in node.output if name]
+    assert len(set(tensors)) == len(tensors)
+    nodes = [node.name for node in graph.node]
+    assert len(set(nodes)) == len(nodes) and all(nodes)
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    assert {tensor.name for tensor in graph.initializer} <= used, "stored for nothing"
+    assert math.prod(len(tensor.dims) >= 0 for tensor in graph.initializer)
