@@ -29,7 +29,7 @@ from autoq.core.scheme import ActivationSpec, Scheme, WeightSpec
 from autoq.errors import TrialError
 from autoq.model.assemble import assemble, without_notes
 from autoq.model.graph import Graph
-from autoq.model.operators import is_carry, must_not_fuse
+from autoq.model.operators import is_carry, must_not_fuse, swallows_gemm
 from autoq.model.placement import Placement, Placer
 from autoq.model.stored import Stored
 from autoq.numerics.weights import QuantizedWeight
@@ -76,6 +76,7 @@ class _Builder:
         self.placement = placement
         self.affines = lowering.affines
         self.bank = lowering.bank
+        self.placer = lowering.placer
         self.root = lowering.placer.root
         self.layer_at = {layer.node: layer for layer in lowering.layers}
         self.stored = Stored(lowering.layers)
@@ -109,8 +110,7 @@ class _Builder:
                 if name and (root := self.root(name)) in quantized and root not in made:
                     node.input[index] = f"{name}::dq"
         elif must_not_fuse(node) and self.root(node.input[0]) in made:
-            self._node("Sum", [node.input[0]], f"{node.output[0]}::in")  # of one: a copy that keeps the pair away
-            node.input[0] = f"{node.output[0]}::in"
+            node.input[0] = self._copied(node.input[0], f"{node.output[0]}::in")
         layer = self.layer_at.get(node.name)
         if layer is not None and layer.op_type == "Gather":
             node = self._look_up(layer, node)
@@ -120,6 +120,9 @@ class _Builder:
             if name in made:
                 node.output[index] = f"{name}::raw"
         self.nodes.append(node)
+        if node.op_type == "Gemm" and node.name in self.placement.integer_nodes and self._swallowed(node):
+            target, node.output[0] = node.output[0], f"{node.output[0]}::raw"
+            self._copied(node.output[0], target)
         for name in original.output:
             if name in made:
                 self._pair(name, f"{name}::raw", name)
@@ -246,6 +249,16 @@ class _Builder:
         if layer is None or layer.op_type != "MatMul" or name in self.placement.quantized:
             return False
         return self.policy[layer.name].activation is not None and self.graph.ranks.get(name) == 2
+
+    def _swallowed(self, gemm: onnx.NodeProto) -> bool:
+        """Whether a float activation follows this integer Gemm, which the runtime would fuse it with."""
+        stored = {gemm.output[0], self.placer.stored(self.graph.nodes[gemm.name])}
+        return not stored & self.placement.integer_made and swallows_gemm(self.graph, gemm.output[0])
+
+    def _copied(self, source: str, target: str) -> str:
+        """A Sum of one: it keeps the runtime from fusing what stands on its two sides."""
+        self._node("Sum", [source], target)
+        return target
 
     def _node(self, op_type: str, inputs: list[str], output: str, **attributes: Any) -> None:
         self.nodes.append(helper.make_node(op_type, inputs, [output], f"{output}::{op_type}", **attributes))

@@ -223,10 +223,10 @@ def test_a_node_that_is_removed_loses_nothing_and_holds_nothing_up(cluster: Any,
 def test_a_cluster_without_a_free_core_is_an_error_after_a_while(
     cluster: Any, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_executor, "_PATIENCE_S", 3.0)
     first = bench.executor(cluster.address)
     try:
         list(first.score(bench.policies[:2]))  # holds both cores from now on
+        monkeypatch.setattr(ray_executor, "_PATIENCE_S", 3.0)
         second = bench.executor(cluster.address)
         second._owns = False
         try:
