@@ -188,6 +188,10 @@ def _search(
     job = setting.job
     log = TrialLog(folder.trials)
     finished = log.read()
+    # First, since a metric that does not fit the model shows here, and what follows may take minutes.
+    events.step("measuring float32")
+    meter = _meter(setting)
+    baseline = _baseline(setting, meter, folder)
     lowering = lay_groundwork(
         setting.model,
         setting.candidates,
@@ -197,9 +201,6 @@ def _search(
         step=events.step,
     )
     seeds = _predicted_seeds(setting, lowering, events)
-    events.step("measuring float32")
-    meter = _meter(setting)
-    baseline = _baseline(setting, meter, folder)
     problem = _problem(setting, lowering, baseline)
     study = StudyRecord(folder.study, job.name, _directions(setting), job.objectives, problem.schemes())
     free_layers = list(problem.choices)
@@ -234,6 +235,8 @@ def _search(
             on_trial=on_trial,
             meanwhile=copy_trials,
         )
+        if not folder.front.exists():
+            write_front(running_front(search), folder.front)
         deadline = None if job.budget.time_s is None else started + job.budget.time_s
         events.step("searching")
         stop_reason = search.run(Limits(trials=job.budget.trials, deadline=deadline), finished)

@@ -14,7 +14,8 @@ and n trials:
 measured alone on the machine. All else counts as overhead: building, loading, the metric function, transfers, a worker
 that waits for the other, proposals, files, the study, MLflow. The parts printed are sum(part) / W for what the workers
 do. "Bookkeeping" is what passes between the ends of two trials of one batch beyond the later one's measurement: files,
-study, tracking, front. "Rest" is what remains: proposals, transfers, and waiting at a batch's end.
+front, progress. "Rest" is what remains: proposals, transfers, a worker waiting for the other at the end of a batch, and
+as much of the writing of study and tracking as does not fit beside the workers.
 
 ``seconds.measure`` includes waiting for another process of this user that measures, which would make the overhead's
 share of the loop look smaller than it is. The share held against the goal is therefore that of a typical trial:

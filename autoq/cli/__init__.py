@@ -171,6 +171,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _interrupted() -> int:
+    # Where Ctrl-C came while code in a string ran (dataclasses are made so), Python would end with the signal and not
+    # with our exit code. Running such code to its end makes it forget that (CPython, run_eval_code_obj).
+    exec("")
     _say("interrupted; finished trials are kept, and `autoq search JOB --out RUN --resume` goes on")
     return 130
 

@@ -23,7 +23,7 @@ from autoq.errors import ModelError
 from autoq.model.graph import Graph
 from autoq.numerics.weights import QuantizedWeight, quantize_weight
 
-BANK_VERSION = 1
+BANK_VERSION = 2
 """Part of every address: raise it when an algorithm changes what it computes."""
 
 Wanted = Sequence[tuple[Layer, WeightSpec]]
@@ -129,7 +129,8 @@ class Bank:
         if path is None:
             return None
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            # Opened here: NumPy would leave a damaged file open.
+            with path.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
                 values, scale = stored["values"], stored["scale"]
         except Exception:  # whatever a damaged file makes NumPy and zipfile raise: it is computed again
             return None

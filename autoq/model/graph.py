@@ -16,8 +16,8 @@ from autoq.errors import ModelError
 class Graph:
     """Read-only view of a prepared model. ``consumers[t]`` lists ``(node, input index)`` in graph order.
 
-    ``captured`` are the names that the bodies of If, Loop and Scan read; ``ranks`` has the number of dimensions of the
-    tensors for which it is known.
+    ``captured`` are the names that the bodies of If, Loop and Scan read; ``shapes`` has the tensors whose rank is
+    known, with ``None`` for each dimension that is open.
     """
 
     model: onnx.ModelProto
@@ -28,7 +28,7 @@ class Graph:
     inputs: tuple[str, ...] = field(init=False)
     outputs: frozenset[str] = field(init=False)
     captured: frozenset[str] = field(init=False)
-    ranks: dict[str, int] = field(init=False)
+    shapes: dict[str, tuple[int | None, ...]] = field(init=False)
     _arrays: dict[str, np.ndarray] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -48,8 +48,10 @@ class Graph:
         # Tensors that If, Loop or Scan bodies read from outside must keep their names and meaning.
         self.captured = frozenset(_captured_names(graph))
         values = (*graph.input, *graph.value_info, *graph.output)
-        self.ranks = {
-            value.name: len(value.type.tensor_type.shape.dim)
+        self.shapes = {
+            value.name: tuple(
+                d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim
+            )
             for value in values
             if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape")
         }

@@ -28,8 +28,9 @@ from autoq.core.policy import Policy
 from autoq.core.scheme import ActivationSpec, Scheme, WeightSpec
 from autoq.errors import TrialError
 from autoq.model.assemble import assemble, without_notes
+from autoq.model.barriers import barriers
 from autoq.model.graph import Graph
-from autoq.model.operators import is_carry, must_not_fuse, swallows_gemm
+from autoq.model.operators import is_carry
 from autoq.model.placement import Placement, Placer
 from autoq.model.stored import Stored
 from autoq.numerics.weights import QuantizedWeight
@@ -76,8 +77,8 @@ class _Builder:
         self.placement = placement
         self.affines = lowering.affines
         self.bank = lowering.bank
-        self.placer = lowering.placer
         self.root = lowering.placer.root
+        self.barriers = barriers(lowering.graph, lowering.layers, lowering.placer, placement, policy)
         self.layer_at = {layer.node: layer for layer in lowering.layers}
         self.stored = Stored(lowering.layers)
         self.nodes: list[onnx.NodeProto] = []
@@ -103,13 +104,13 @@ class _Builder:
             return
         if node.op_type == "Shape" and self.root(node.input[0]) in made:
             node.input[0] = f"{node.input[0]}::q"  # or the runtime dequantizes the whole tensor for its shape
-        if node.op_type == "Add" and any(self._could_become_gemm(name) for name in node.input):
+        if node.name in self.barriers.sums:
             node.op_type = "Sum"
         if node.name in self.placement.integer_nodes:
             for index, name in enumerate(node.input):
                 if name and (root := self.root(name)) in quantized and root not in made:
                     node.input[index] = f"{name}::dq"
-        elif must_not_fuse(node) and self.root(node.input[0]) in made:
+        elif node.name in self.barriers.before:
             node.input[0] = self._copied(node.input[0], f"{node.output[0]}::in")
         layer = self.layer_at.get(node.name)
         if layer is not None and layer.op_type == "Gather":
@@ -120,7 +121,7 @@ class _Builder:
             if name in made:
                 node.output[index] = f"{name}::raw"
         self.nodes.append(node)
-        if node.op_type == "Gemm" and node.name in self.placement.integer_nodes and self._swallowed(node):
+        if node.name in self.barriers.after:
             target, node.output[0] = node.output[0], f"{node.output[0]}::raw"
             self._copied(node.output[0], target)
         for name in original.output:
@@ -242,21 +243,7 @@ class _Builder:
         assert value is not None, "read_layers takes constant weights only, and refuses integers for other biases"
         return value
 
-    def _could_become_gemm(self, name: str) -> bool:
-        """Whether the runtime would join the integer MatMul that writes ``name`` and this Add to a Gemm, in float."""
-        producer = self.graph.producer.get(name)
-        layer = self.layer_at.get(producer.name) if producer is not None else None
-        if layer is None or layer.op_type != "MatMul" or name in self.placement.quantized:
-            return False
-        return self.policy[layer.name].activation is not None and self.graph.ranks.get(name) == 2
-
-    def _swallowed(self, gemm: onnx.NodeProto) -> bool:
-        """Whether a float activation follows this integer Gemm, which the runtime would fuse it with."""
-        stored = {gemm.output[0], self.placer.stored(self.graph.nodes[gemm.name])}
-        return not stored & self.placement.integer_made and swallows_gemm(self.graph, gemm.output[0])
-
     def _copied(self, source: str, target: str) -> str:
-        """A Sum of one: it keeps the runtime from fusing what stands on its two sides."""
         self._node("Sum", [source], target)
         return target
 

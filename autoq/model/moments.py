@@ -15,10 +15,12 @@ import numpy.typing as npt
 from autoq.core.layer import Layer
 from autoq.model.graph import Graph, attribute
 
+ROWS = 32
 POSITIONS_PER_COLUMN = 64
-"""Patches sampled for each row of H: enough for a well-conditioned estimate, since GPTQ damps it anyway."""
+"""Patches sampled of :data:`ROWS` rows for each row of H: well-conditioned enough, since GPTQ damps it anyway."""
 
-MOST_POSITIONS_PER_BATCH = 8192
+MOST_POSITIONS = 8192
+"""At most so many patches of :data:`ROWS` rows; of fewer rows in proportion, however a batch is divided."""
 
 MOST_COLUMNS = 8192
 """Largest K for which H is kept: half a gigabyte, and a minute of linear algebra."""
@@ -75,13 +77,14 @@ class SecondMoment:
         return self.total / max(self.seen, 1)
 
     def _rows(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        rows = (values.T if self.trans_a else values).reshape(-1, self.columns)
-        return rows[:: self._stride(len(rows))][None]
+        values = values.T if self.trans_a else values
+        rows = values.reshape(-1, self.columns)
+        return rows[:: self._stride(len(rows), len(values) if values.ndim > 1 else 1)][None]
 
-    def _stride(self, positions: int) -> int:
-        most = min(MOST_POSITIONS_PER_BATCH, POSITIONS_PER_COLUMN * self.columns)
+    def _stride(self, positions: int, rows: int) -> int:
+        most = min(MOST_POSITIONS, POSITIONS_PER_COLUMN * self.columns)
         # Odd, so that a stride never walks along one column of an image.
-        return -(-positions // most) | 1
+        return -(-positions * ROWS // (rows * most)) | 1
 
     def _patches(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         spatial = len(self.kernel)
@@ -91,7 +94,8 @@ class SecondMoment:
         step: tuple[Any, ...] = tuple(slice(None, None, by) for by in (*self.strides, *self.dilations))
         windows = windows[(slice(None), slice(None), *step)]  # [n, channels, *out, *kernel], a view
         batch, channels, out = windows.shape[0], windows.shape[1], windows.shape[2 : 2 + spatial]
-        positions = np.arange(0, batch * int(np.prod(out)), self._stride(batch * int(np.prod(out))))
+        count = batch * int(np.prod(out))
+        positions = np.arange(0, count, self._stride(count, batch))
         where: tuple[Any, ...] = np.unravel_index(positions, (batch, *out))
         picked = windows[(where[0], slice(None), *where[1:])]  # [positions, channels, *kernel]
         per_group = channels // self.groups

@@ -97,17 +97,6 @@ def must_not_fuse(node: onnx.NodeProto) -> bool:
     return node.op_type == "MaxPool" and len(node.output) > 1
 
 
-_FUSED_INTO_GEMM = frozenset(
-    ("Elu", "HardSigmoid", "LeakyRelu", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Tanh", "ThresholdedRelu")
-)
-
-
-def swallows_gemm(graph: Graph, tensor: str) -> bool:
-    """Whether ONNX Runtime joins the Gemm that writes ``tensor`` with what reads it, into a kernel that has no integers."""
-    reader = graph.sole_consumer(tensor)
-    return reader is not None and reader.op_type in _FUSED_INTO_GEMM and reader.domain in ("", "ai.onnx")
-
-
 def is_carry(graph: Graph, node: onnx.NodeProto) -> bool:
     """Whether ``node`` moves values without changing them; a constant has nothing to carry."""
     condition = CARRY.get(node.op_type)

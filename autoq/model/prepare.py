@@ -54,10 +54,14 @@ def prepare(model: onnx.ModelProto) -> Prepared:
     says so, as for every other step that fails. Raises :class:`ModelError` when the graph cannot be read at all.
     """
     notes = _quantized_already(model)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)  # what is read from a proto shares its tensors, names included, which change below
     with _quiet():
         try:
-            graph = ir.serde.deserialize_model(_upgrade(_inline(model), notes))
+            graph = ir.serde.deserialize_model(_upgrade(_inline(copy), notes))
             prepared = ir.serde.serialize_model(_named(fold(graph, notes)))
+        except ModelError:
+            raise
         except Exception as error:  # the libraries' passes raise whatever their code runs into
             raise ModelError(f"the model cannot be prepared: {cause_of(error)}") from error
     with contextlib.suppress(Exception):  # shapes only inform; without them everything still works
@@ -82,11 +86,21 @@ def _quantized_already(model: onnx.ModelProto) -> list[str]:
 
 
 def _inline(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A function may be written for another opset than its model: it is converted while it is inlined."""
-    if model.functions:
-        with contextlib.suppress(Exception):  # then the folding below inlines what it can
-            return onnx.inliner.inline_local_functions(model, convert_version=True)
-    return model
+    """``model`` without functions. One may be written for another opset than its model, and is converted on the way."""
+    if not model.functions:
+        return model
+    # The converter wants the type of every tensor.
+    model.graph.value_info.extend(
+        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in model.graph.initializer
+    )
+    try:
+        return onnx.inliner.inline_local_functions(onnx.shape_inference.infer_shapes(model), convert_version=True)
+    except Exception as error:
+        opsets = {entry.version for function in model.functions for entry in function.opset_import if not entry.domain}
+        if opsets <= {opset_of(model)}:
+            return onnx.inliner.inline_local_functions(model)
+        raise ModelError(f"the model's functions cannot be converted to its opset: {cause_of(error)}") from error
 
 
 def _upgrade(model: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:

@@ -61,13 +61,17 @@ class RunFolder:
             self._lock.close()
             raise RunError(f"another search is running in {self.path}; wait for it, or give another --out") from None
         self._made = missing
+        if not resume:
+            self.study.unlink(missing_ok=True)
         return self
 
     def _check_use(self, resume: bool) -> None:
         record = self.path / "run.json"
         if resume and not record.is_file():
             raise RunError(f"{self.path} holds no search to resume; leave --resume out to start one there")
-        if not resume and record.exists():
+        # A search that ended before its first trial holds nothing to lose: a new one may take its place.
+        begun = record.exists() and self.trials.exists() and self.trials.stat().st_size > 0
+        if not resume and begun:
             raise RunError(f"{self.path} already holds a search; continue it with --resume, or give another --out")
         if not resume and self.path.is_dir() and any(self.path.iterdir()) and not (self.path / ".lock").exists():
             raise RunError(f"{self.path} is a folder with other things in it; give an empty or a new one with --out")

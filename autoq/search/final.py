@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,9 @@ from autoq.runtime.metric import Metric, bootstrap_paired
 from autoq.runtime.ort import open_session, run_batches
 from autoq.search.executor import Executor
 from autoq.search.problem import Problem
+
+LATENCY_STEP = 0.01
+"""Latencies nearer to each other than this are not ranked; repeated measurements of one file differ by up to 0.5 %."""
 
 Outputs = Mapping[str, np.ndarray]
 
@@ -51,7 +55,8 @@ def check_front(
     """Scores and times the models in ``paths``, those of the trials ``front``, against float32.
 
     A point falls off when it breaks a constraint on the final split, or when another point or float32 dominates it
-    there: the search split had flattered it. Intervals are bootstrapped over groups of rows, paired with float32's.
+    there (latencies within :data:`LATENCY_STEP` of each other count as equal): the search split had flattered it.
+    Intervals are bootstrapped over groups of rows, paired with float32's.
     Raises :class:`autoq.errors.TrialError` or :class:`autoq.errors.MetricError` when a model that was scored before
     cannot be scored now.
     """
@@ -110,8 +115,10 @@ def _sorted_out(baseline: FrontPoint, points: list[FrontPoint], problem: Problem
             dropped.append(DroppedPoint(point=point, why=f"on the final split, {'; '.join(broken)}"))
         else:
             feasible.append(point)
-    rows = [point_losses(point, problem.objectives, problem.direction, True) for point in feasible]
-    own = losses(base, problem.objectives, problem.direction)
+    rows = [
+        _told_apart(point_losses(point, problem.objectives, problem.direction, True), problem) for point in feasible
+    ]
+    own = _told_apart(losses(base, problem.objectives, problem.direction), problem)
     kept = non_dominated([own, *rows])[1:]
     stay = sorted(
         (pair for pair, keep in zip(zip(rows, feasible, strict=True), kept, strict=True) if keep),
@@ -128,6 +135,14 @@ def _sorted_out(baseline: FrontPoint, points: list[FrontPoint], problem: Problem
                 DroppedPoint(point=point, why=f"on the final split, {better} is at least as good in everything")
             )
     return Checked(baseline=baseline, points=tuple(point for _, point in stay), dropped=tuple(dropped))
+
+
+def _told_apart(values: tuple[float, ...], problem: Problem) -> tuple[float, ...]:
+    """``values`` with latency in whole steps of :data:`LATENCY_STEP`: less is noise, and no reason to stay."""
+    return tuple(
+        float(round(math.log(value) / math.log1p(LATENCY_STEP))) if name == "latency" else value
+        for name, value in zip(problem.objectives, values, strict=True)
+    )
 
 
 def _present(value: float | None) -> float:

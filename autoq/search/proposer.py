@@ -173,7 +173,8 @@ class StudyRecord:
         try:
             self._study.add_trial(finished)
         except Exception as error:  # as above; a full disk, for one
-            reason = str(error.__cause__ or error).splitlines()[0]
+            cause = error.__cause__ or error
+            reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]  # SQLAlchemy wraps the database's own
             raise RunError(
                 f"the Optuna study {self._path} cannot be written: {reason}. Finished trials are kept; --resume goes on"
             ) from None

@@ -32,7 +32,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str | os.PathLike[str])
 
 def assert_one_message(done: Done, message: str, *, code: int = 2) -> None:
     """It failed with this code and one message that matches, and nothing of Python's shows."""
-    assert done.code == code, done.err
+    assert done.code == code, (done.code, done.err)
     assert "Traceback" not in done.err + done.out
     assert "internal error" not in done.err
     assert re.search(message, done.err), done.err

@@ -1,8 +1,8 @@
 """The contract of lowering, for every kind of layer under every family of schemes.
 
-A candidate loads in stock ONNX Runtime, passes ONNX's checker, runs in the kernel that its scheme promises, and computes
-what the scheme means: convolutions and matrix products here are brute force in float64, over the integers where the
-runtime computes on integers.
+A candidate loads in stock ONNX Runtime, passes ONNX's checker, runs in the kernel that its scheme promises, and
+computes what the scheme means: convolutions and matrix products here are brute force in float64, over the integers
+where the runtime computes on integers.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ INTEGER = [
 ]
 SCHEMES = ["float32", "float16", *WEIGHT_ONLY, *INTEGER]
 
-# Where the exact quotient is this close to a half, the last place of float32 decides which way an integer kernel rounds:
-# ONNX says "round half to even" of a real number and leaves open in which precision the factor of the two input scales
-# and the output scale is computed.
+# Where the exact quotient is this close to a half, the last place of float32 decides which way an integer kernel
+# rounds: ONNX says "round half to even" of a real number, and leaves open in which precision the factor of the two
+# input scales and the output scale is computed.
 NEAR_TIE = 1e-3
 
 
@@ -162,6 +162,10 @@ KINDS = {
     "matmul 2-D with bias": _matmul((5, 9), (9, 6), act="Relu", bias=True),
     "matmul 3-D": _matmul((2, 5, 9), (9, 6)),
     "matmul 3-D with bias": _matmul((2, 5, 9), (9, 6), act="Relu", bias=True),
+    "matmul 3-D with bias, all sizes fixed": _matmul((2, 5, 9), (9, 6), act="Relu", bias=True),
+    "matmul 2-D with bias, all sizes fixed": _matmul((5, 9), (9, 6), bias=True),
+    "conv, all sizes fixed": _conv((2, 4, 7, 6), (6, 4, 3, 3)),
+    "gemm, all sizes fixed": _gemm((9, 6), act="Relu", bias=(6,)),
     "matmul 4-D, one column": _matmul((2, 3, 4, 9), (9, 1)),
     "matmul, weight on the left": _matmul((2, 9, 5), (6, 9), left=True),
     "matmul, 3-D weight": _matmul((4, 5, 9), (4, 9, 6)),
@@ -172,7 +176,8 @@ KINDS = {
 def test_contract(name: str) -> None:
     kind = KINDS[name]
     net = Net(seed=len(name))
-    net.input(*(("rows", *kind.shape[1:]) if "several rows" not in name else kind.shape))
+    fixed = "fixed" in name or "several rows" in name
+    net.input(*(kind.shape if fixed else ("rows", *kind.shape[1:])))
     model = net.model(kind.model(net))
     feeds = {"x": np.random.default_rng(7).standard_normal(kind.shape).astype(np.float32)}
     # GPTQ for layers it is not defined for is a matter of candidates, not of lowering.

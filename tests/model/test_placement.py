@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from autoq.core.policy import Policy
 from autoq.core.scheme import FLOAT32, Scheme
 from autoq.model.graph import Graph
-from autoq.model.operators import CARRY, INTEGER
+from autoq.model.operators import CARRY, INTEGER, absorbed_activation
 from autoq.model.placement import Placer
 from tests.models import Lowered, Net, check, distance, lowered, run_optimized, run_unfused
 
@@ -94,6 +94,10 @@ CARRIED: dict[str, dict[str, Middle]] = {
 }
 
 
+def _clipped(n: Net, y: str) -> str:
+    return str(n.add("Clip", y, n.constant(np.float32(0)), n.constant(np.float32(3))))
+
+
 def _gated(n: Net, y: str) -> str:
     return str(n.add("Mul", y, n.add("Sigmoid", n.add("GlobalAveragePool", y))))
 
@@ -102,10 +106,12 @@ COMPUTED: dict[str, dict[str, Middle]] = {
     "Add": {
         "residual": lambda n, y: n.add("Add", n.conv(y, 8, 8), y),
         "with Relu": lambda n, y: n.add("Relu", n.add("Add", n.conv(y, 8, 8), y)),
-        "with Clip": lambda n, y: n.add("Clip", n.add("Add", n.conv(y, 8, 8), y), n.constant(np.float32(0)), n.constant(np.float32(3))),
+        "with Clip": lambda n, y: _clipped(n, n.add("Add", n.conv(y, 8, 8), y)),
         "to itself": lambda n, y: n.add("Add", y, y),
         "broadcast": lambda n, y: n.add("Add", y, n.add("GlobalAveragePool", y)),
-        "chain": lambda n, y: n.add("Add", n.add("Add", n.conv(y, 8, 8), y), n.add("MaxPool", n.add("Add", y, y), kernel_shape=[1, 1])),
+        "chain": lambda n, y: n.add(
+            "Add", n.add("Add", n.conv(y, 8, 8), y), n.add("Slice", n.add("Add", y, y), n.ints(0), n.ints(8), n.ints(1))
+        ),
     },
     "AveragePool": {
         "": lambda n, y: n.add("AveragePool", y, kernel_shape=[2, 2], strides=[2, 2]),
@@ -343,6 +349,73 @@ def test_sum_beside_an_integer_matmul(rows: int | None, scheme: str) -> None:
     assert "Sum" not in {node.op_type for node in onnx.load_from_string(subject.build("w8")).graph.node}
 
 
+@pytest.mark.parametrize("scheme", [U8, S8])
+@pytest.mark.parametrize("op", ["Gemm", "MatMul"])
+@pytest.mark.parametrize("activation", ["Relu", "Clip", "Clip to both sides", "Tanh"])
+def test_integer_product_before_a_float_activation(op: str, activation: str, scheme: str) -> None:
+    """Where no pair follows a Relu or Clip, the runtime would run the product before it in float."""
+    net = Net()
+    y = net.add(op, net.input("rows", 12), net.weight(12, 12))
+    if activation.startswith("Clip"):
+        low = -0.2 if activation != "Clip" else 0.0
+        y = net.add("Clip", y, net.constant(np.float32(low)), net.constant(np.float32(0.5)))
+    else:
+        y = net.add(activation, y)
+    subject = lowered(net.model(net.add("Exp", y)), [scheme], _feeds(x=(5, 12)))
+    counts = _agrees(subject, subject.build(scheme))
+    assert counts["QGemm"] + counts["MatMulIntegerToFloat"] == 1 and not counts["DequantizeLinear"]
+
+
+@pytest.mark.parametrize("scheme", ["float32", "float16", "w8", "w4-gptq"])
+@pytest.mark.parametrize("activation", ["", "Relu", "Tanh"])
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose", "Gemm", "MatMul"])
+def test_float_layer_between_integer_layers(op: str, activation: str, scheme: str) -> None:
+    """The runtime would quantize its weights by itself, to 8 bits with one scale, whatever the policy says."""
+    net = Net()
+    if op in ("Conv", "ConvTranspose"):
+        shape: tuple[int, ...] = (3, 4, 6, 6)
+        first = net.add("Relu", net.conv(net.input("rows", 4, 6, 6), 4, 8))
+        parameters = (net.weight(8, 8, 3, 3), net.constant(np.ones(8, np.float32)))
+        middle = net.add(op, net.add("MaxPool", first, kernel_shape=[2, 2]), *parameters)
+        last = net.conv(net.add(activation, middle) if activation else middle, 8, 4)
+    else:
+        shape = (3, 12)
+        first = net.add(op, net.input("rows", 12), net.weight(12, 12))
+        middle = net.add(op, first, net.weight(12, 12))
+        last = net.add(op, net.add(activation, middle) if activation else middle, net.weight(12, 4))
+    gentle = "w4" if op == "ConvTranspose" and scheme == "w4-gptq" else scheme
+    subject = lowered(net.model(last), [U8, gentle], _feeds(x=shape))
+    names = [layer.name for layer in subject.layers]
+    policy = subject.canonical(dict(zip(names, map(Scheme.parse, (U8, gentle, U8)), strict=True)))
+    counts = _agrees(subject, subject.build(policy), bound=0.3 if gentle.startswith("w4") else 0.05)
+    integer = counts["QLinearConv"] + counts["QGemm"] + counts["QLinearMatMul"] + counts["MatMulIntegerToFloat"]
+    floats = sum(counts[kernel] for kernel in ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul"))
+    assert (integer, floats) == (2, 1), counts
+    at_most = 2 if op in ("Conv", "ConvTranspose") else 1
+    assert counts["DequantizeLinear"] <= at_most, "a weight is dequantized at every run"
+
+
+@pytest.mark.parametrize("rows", [None, 3])
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_float_product_and_bias_between_integer_layers(rows: int | None, dimensions: int) -> None:
+    """The runtime joins them to a Gemm, and would quantize that."""
+    net = Net()
+    first = net.add("Relu", net.conv(net.input(rows, 4, 6, 6), 4, 4))
+    y = net.add("Reshape", first, net.ints(*([0, -1] if dimensions == 2 else [0, 12, 12])))
+    y = net.add("Add", net.add("MatMul", y, net.weight(144 if dimensions == 2 else 12, 12)), net.weight(12))
+    last = net.add("MatMul", net.add("Relu", y), net.weight(12, 4))
+    subject = lowered(net.model(last), [U8, "w8"], _feeds(x=(3, 4, 6, 6)))
+    names = [layer.name for layer in subject.layers]
+    policy = subject.canonical(dict(zip(names, map(Scheme.parse, (U8, "w8", U8)), strict=True)))
+    counts = _agrees(subject, subject.build(policy))
+    assert (
+        counts["QLinearConv"]
+        == counts["MatMulIntegerToFloat"]
+        == counts["Gemm"] + counts["FusedGemm"] + counts["MatMul"]
+        == 1
+    )
+
+
 def test_chains_of_products_pass_integers_on() -> None:
     net = Net()
     y = net.input("rows", 12)
@@ -399,3 +472,24 @@ def test_operators_that_resnet_runs(bench) -> None:  # type: ignore[no-untyped-d
     expected |= {"QLinearAveragePool": 1, "Reshape": 1, "QGemm": 1}
     for scheme in (U8, "w2a8@mse"):
         assert run_optimized(subject.build(scheme), subject.feeds)[2] == expected
+
+
+def test_activations_that_a_pair_absorbs() -> None:
+    """A Relu, and a Clip from zero with constant bounds, where nobody else reads what comes before."""
+    net = Net()
+    x, zero = net.input("rows", 4), net.constant(np.float32(0))
+    top, low = net.constant(np.float32(6)), net.constant(np.float32(-1))
+    convs = [net.add("MatMul", x, net.weight(4, 4)) for _ in range(8)]
+    outputs = [
+        net.add("Relu", convs[0]),
+        net.add("Clip", convs[1], zero, top),
+        net.add("Clip", convs[2], zero),
+        net.add("Clip", convs[3], low, top),
+        net.add("Clip", convs[4], "", top),
+        net.add("Clip", convs[5], zero, net.add("ReduceMax", x, keepdims=0)),
+        net.add("Add", net.add("Relu", convs[6]), convs[6]),
+        net.add("Relu", convs[7]),
+    ]
+    graph = Graph(net.model(*outputs, convs[7]))
+    absorbed = [absorbed_activation(graph, tensor) for tensor in convs]
+    assert [node is not None for node in absorbed] == [True] * 3 + [False] * 5

@@ -22,6 +22,7 @@ IDENTITY: dict[str, Any] = {
 def start(path: Path) -> None:
     with RunFolder(path).open(resume=False) as folder:
         folder.write({"identity": IDENTITY})
+        folder.trials.write_text("{}\n")
 
 
 def test_a_new_folder_is_made_and_taken_up_again(tmp_path: Path) -> None:
@@ -45,6 +46,18 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="a folder with other things in it"):
         RunFolder(tmp_path).open(resume=False)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_search_without_a_trial_gives_way_to_a_new_one(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run").open(resume=False) as folder:
+        folder.write({"identity": IDENTITY})
+        folder.study.write_text("of other objectives")
+    with RunFolder(tmp_path / "run").open(resume=True) as folder:
+        assert folder.study.exists()
+    with RunFolder(tmp_path / "run").open(resume=False) as folder:
+        assert not folder.study.exists()
+        folder.write({"identity": {}})
+        assert folder.read()["identity"] == {}
 
 
 @pytest.mark.parametrize("below", ["", "run", "a/b"])

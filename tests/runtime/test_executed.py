@@ -10,7 +10,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from autoq.core.policy import Policy
-from autoq.core.scheme import Scheme
 from autoq.errors import TrialError
 from autoq.model.lower import Lowering
 from autoq.pipeline import _layer_records, read_setting

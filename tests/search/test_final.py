@@ -81,7 +81,7 @@ def check(
         baseline=Values(metric=0.9, latency_ratio=1.0, size_bytes=1000, peak_memory_bytes=5000),
     )
     trials, paths, names = [], [], iter(policies())
-    for number, (name, (search, share, ratio, size)) in enumerate(points.items()):
+    for number, (name, (search, share, _, size)) in enumerate(points.items()):
         trials.append(make_trial(number, next(names), search, 0.5, size))
         paths.append(write_model(folder / "models" / f"{name}.onnx", share))
     float32 = FrontPoint(
@@ -216,3 +216,14 @@ def _baseline_point(trial: Trial) -> FrontPoint:
         model_path="float32.onnx",
         sha256="0" * 64,
     )
+
+
+def test_a_latency_within_the_noise_keeps_no_point_on_the_front(tmp_path: Path, split: Split, accuracy: Metric) -> None:
+    points = {
+        "better": (0.89, 0.89, 0.500, 100),
+        "by noise": (0.88, 0.88, 0.4995, 200),
+        "faster": (0.88, 0.88, 0.45, 200),
+    }
+    found = check(tmp_path, split, accuracy, points)
+    assert [stem(point) for point in found.points] == ["better", "faster"]
+    assert [stem(dropped.point) for dropped in found.dropped] == ["by noise"]

@@ -182,7 +182,7 @@ def test_what_the_machine_did_is_tried_again_and_what_the_candidate_did_is_not(t
         on_trial=lambda trial, search: reports.append((trial.number, len(search.trials))),
     )
     again.run(Limits(trials=16), again.log.read())
-    assert {policy for policy in executor.scored} >= {trial.policy for trial in gone}
+    assert set(executor.scored) >= {trial.policy for trial in gone}
     assert not any(trial.failure and trial.failure.reason == "worker_lost" for trial in again.trials)
     # Under their own numbers, and reported only once the recorded front is whole again.
     assert {number for number, _ in reports} >= {trial.number for trial in gone}
@@ -225,7 +225,7 @@ def test_constraints_empty_the_front_and_not_the_search(tmp_path: Path) -> None:
 def test_a_full_disk_ends_the_search_and_keeps_the_finished_trials(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", kilobytes=36) as disk:
         search = make_search(disk)
-        with pytest.raises(RunError, match="the disk is full: .* free space and --resume"):
+        with pytest.raises(RunError, match=r"the disk is full: .* free space and --resume"):
             search.run(Limits(trials=100))
         finished = search.log.read()
         assert 0 < len(finished) < 100

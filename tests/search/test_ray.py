@@ -22,15 +22,15 @@ import autoq
 from autoq.core.policy import Policy
 from autoq.core.result import Failure
 from autoq.errors import MetricError, RunError
-from autoq.pipeline import Setting, _meter, _problem, _workload, read_setting
+from autoq.pipeline import Setting, _meter, _workload, read_setting
 from autoq.search import ray_executor
 from autoq.search.evaluate import Scored, Workload
 from autoq.search.executor import LocalExecutor
 from autoq.search.groundwork import lay_groundwork
 from autoq.search.ray_executor import RayExecutor
 from autoq.spec.job import load_job
-from tests.small_job import autoq as run_autoq
 from tests.small_job import QUIET_SEARCH, environment, tracking_uri, write_job
+from tests.small_job import autoq as run_autoq
 
 # Ray's own, in this process: sockets and files that it leaves to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
@@ -117,10 +117,14 @@ def bench(job: Path) -> Bench:
     schemes = [entry.schemes for entry in setting.candidates]
     names = [entry.layer.name for entry in setting.candidates]
     policies = [
-        lowering.canonical(Policy.of({n: s[(i + k) % len(s)] for k, (n, s) in enumerate(zip(names, schemes))}))
+        lowering.canonical(
+            Policy.of({n: s[(i + k) % len(s)] for k, (n, s) in enumerate(zip(names, schemes, strict=True))})
+        )
         for i in range(6)
     ]
-    policies += [lowering.canonical(Policy.of({n: s[i] for n, s in zip(names, schemes)})) for i in range(1, 5)]
+    policies += [
+        lowering.canonical(Policy.of({n: s[i] for n, s in zip(names, schemes, strict=True)})) for i in range(1, 5)
+    ]
     local = LocalExecutor(workload, _meter(setting))
     expected = [dataclasses.replace(found, seconds={}) for found in local.score(policies)]  # type: ignore[type-var]
     assert all(isinstance(found, Scored) for found in expected)

@@ -1,0 +1,288 @@
+"""Searches that are stopped on the way, by Ctrl-C, a kill or a full disk, and go on with --resume."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import optuna
+import psutil
+import pytest
+import yaml
+
+from autoq.core.identity import sha256_hex
+from autoq.record.front import read_front
+from autoq.search.store import TrialLog
+from tests.cli.calls import Done, assert_one_message, call
+from tests.small_job import QUIET_SEARCH, autoq, dump_job, environment, small_disk, small_model, write_job
+
+pytestmark = pytest.mark.filterwarnings(*QUIET_SEARCH)
+
+TRIALS = 18
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("interrupted")
+    return write_job(
+        folder, f"sqlite:///{folder}/mlflow.db", budget={"trials": TRIALS}, constraints={"max_metric_drop": 0.04}
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(job: Path) -> Path:
+    """The run that nobody interrupted."""
+    done = autoq("search", job, "--out", job.parent / "whole", "--ray", "off", "--quiet")
+    assert (done.returncode, done.stderr) == (0, "")
+    return job.parent / "whole"
+
+
+def trials_of(run: Path) -> list[tuple[Any, ...]]:
+    rows = [json.loads(line) for line in (run / "trials.jsonl").read_text().splitlines()]
+    return [
+        tuple(row[name] for name in ("number", "id", "origin", "metric", "size_bytes", "sha256", "latency_modelled"))
+        for row in rows
+    ]
+
+
+@contextlib.contextmanager
+def started(*arguments: str | os.PathLike[str], **environ: str) -> Iterator[subprocess.Popen[str]]:
+    """``autoq search ARGUMENTS`` in a session of its own, as from a terminal; killed in the end if need be."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "autoq", "search", *map(os.fspath, arguments), "--quiet"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment(**environ),
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come so far"
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def trials_in(run: Path) -> int:
+    path = run / "trials.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def marked(mark: str) -> list[str]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("AUTOQ_TEST_MARK") == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+    return found
+
+
+def assert_whole_folder(run: Path, finished: int) -> None:
+    """What lies there is as good as if the search had ended: trials, front, the front's files."""
+    trials = TrialLog(run / "trials.jsonl").read()
+    assert len(trials) >= finished
+    front = read_front(run / "front.json")
+    assert not front.final
+    assert front.trials_complete + front.trials_failed in (len(trials), len(trials) - 1)
+    for point in front.points:
+        assert sha256_hex((run / point.model_path).read_bytes()) == point.sha256
+
+
+def resume(job: Path, run: Path, whole: Path, **options: Any) -> None:
+    """--resume ends with the very trials of the run that nobody interrupted."""
+    before = trials_of(run)
+    done = autoq("search", job, "--out", run, "--ray", "off", "--quiet", "--resume", **options)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert trials_of(run)[: len(before)] == before
+    assert trials_of(run) == trials_of(whole)
+    front, expected = read_front(run / "front.json"), read_front(whole / "front.json")
+    assert front.final
+    ids = {point.id for point in front.points} | {dropped.point.id for dropped in front.dropped}
+    assert ids == {point.id for point in expected.points} | {dropped.point.id for dropped in expected.dropped}
+    assert {path.stem for path in (run / "models").iterdir()} == ids
+    # In the study and in MLflow each trial stands once, as well.
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{run}/study.db")
+    assert sorted(trial.user_attrs["number"] for trial in study.trials) == list(range(TRIALS))
+    record = json.loads((run / "run.json").read_text())["tracking"]
+    client = mlflow.MlflowClient(record["uri"])
+    parent = client.get_run(record["run_id"])
+    assert parent.info.status == "FINISHED"
+    children = client.search_runs(
+        [parent.info.experiment_id], f"tags.mlflow.parentRunId = '{record['run_id']}'", max_results=1000
+    )
+    assert len(children) == TRIALS
+
+
+@pytest.mark.parametrize("after", [1, 11])
+def test_ctrl_c_in_mid_search(job: Path, whole: Path, tmp_path: Path, after: int) -> None:
+    run = tmp_path / "run"
+    with started(job, "--out", run, "--ray", "off") as process:
+        wait_for(lambda: trials_in(run) >= after, process)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert_one_message(Done(process.returncode, out, err.lstrip()), r"interrupted; finished trials are kept", code=130)
+    assert len(err.split("\n")) <= 3  # a new line behind the terminal's ^C, and the message
+    assert trials_in(run) < TRIALS
+    assert_whole_folder(run, after)
+    record = json.loads((run / "run.json").read_text())["tracking"]
+    assert mlflow.MlflowClient(record["uri"]).get_run(record["run_id"]).info.status == "KILLED"
+    resume(job, run, whole)
+
+
+def test_ctrl_c_with_ray_leaves_no_process_behind(job: Path, whole: Path, tmp_path: Path) -> None:
+    run, mark = tmp_path / "run", uuid.uuid4().hex
+    with started(job, "--out", run, "--ray", "local", "--workers", "1", AUTOQ_TEST_MARK=mark) as process:
+        wait_for(lambda: trials_in(run) >= 3, process)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert_one_message(Done(process.returncode, out, err.lstrip()), r"interrupted; finished trials are kept", code=130)
+        assert len(err.split("\n")) <= 3  # a new line behind the terminal's ^C, and the message
+        wait_for(lambda: marked(mark) == [], seconds=20)
+    assert_whole_folder(run, 3)
+    resume(job, run, whole)
+
+
+def test_ctrl_c_while_ray_starts(job: Path, tmp_path: Path) -> None:
+    mark = uuid.uuid4().hex
+    with started(job, "--out", tmp_path / "run", "--ray", "local", "--workers", "1", AUTOQ_TEST_MARK=mark) as process:
+        wait_for(lambda: any("gcs_server" in command for command in marked(mark)), process)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert_one_message(Done(process.returncode, out, err.lstrip()), r"interrupted; finished trials are kept", code=130)
+        wait_for(lambda: marked(mark) == [], seconds=20)
+
+
+def test_ctrl_c_before_the_first_trial(job: Path, tmp_path: Path) -> None:
+    with started(job, "--out", tmp_path / "run", "--ray", "off") as process:
+        wait_for(lambda: (tmp_path / "run" / ".lock").exists(), process)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert_one_message(Done(process.returncode, out, err.lstrip()), r"interrupted", code=130)
+
+
+def test_a_driver_that_is_killed(job: Path, whole: Path, tmp_path: Path) -> None:
+    run, mark = tmp_path / "run", uuid.uuid4().hex
+    with started(job, "--out", run, "--ray", "local", "--workers", "2", AUTOQ_TEST_MARK=mark) as process:
+        wait_for(lambda: trials_in(run) >= 3, process)
+        process.kill()
+        process.wait(timeout=30)
+        wait_for(lambda: marked(mark) == [], seconds=30)
+    assert_whole_folder(run, 3)
+    # And as if the machine had gone down with it: a half line, and a front file that was never written whole.
+    with (run / "trials.jsonl").open("ab") as log:
+        log.write(b'{"version": 1, "id": "half')
+    models = sorted((run / "models").iterdir())
+    models[0].write_bytes(b"")
+    with (run / "trials.jsonl").open("rb") as log:
+        lines = log.read().splitlines()
+    (run / "trials.jsonl").write_bytes(b"\n".join(lines))
+    # The half line is no trial; the rest goes on.
+    half = trials_in(run)
+    done = autoq("search", job, "--out", run, "--ray", "off", "--quiet", "--resume")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert half < TRIALS
+    assert trials_of(run) == trials_of(whole)
+    for point in read_front(run / "front.json").points:
+        assert sha256_hex((run / point.model_path).read_bytes()) == point.sha256
+
+
+def test_a_full_disk(job: Path, whole: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", kilobytes=180) as disk:
+        run = disk / "run"
+        done = autoq("search", job, "--out", run, "--ray", "off", "--quiet")
+        message = r"disk is full|No space left"
+        assert_one_message(Done(done.returncode, done.stdout, done.stderr), message)
+        finished = TrialLog(run / "trials.jsonl").read()
+        assert 0 < len(finished) < TRIALS
+        assert trials_of(run) == trials_of(whole)[: len(finished)]
+        subprocess.run(["mount", "-o", "remount,size=40m", str(disk)], check=True)
+        resume(job, run, whole)
+
+
+# Who may go on --------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_search_may_be_resumed_with_more_trials(
+    job: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    done = call(capsys, "search", job, "--out", run, "--ray", "off", "--quiet", "--resume", "--trials", str(TRIALS + 2))
+    assert (done.code, done.err) == (0, "")
+    assert trials_of(run)[:TRIALS] == trials_of(whole)
+    assert trials_in(run) >= TRIALS + 2
+    assert len({row[0] for row in trials_of(run)}) == len({row[1] for row in trials_of(run)}) == trials_in(run)
+
+
+def test_a_run_is_not_overwritten(job: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (whole / "trials.jsonl").read_bytes()
+    done = call(capsys, "search", job, "--out", whole, "--ray", "off", "--quiet")
+    assert_one_message(done, "already holds a search; continue it with --resume, or give another --out")
+    assert (whole / "trials.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda job: job.update(seed=8), r"seed was 3, is 8\."),
+        (lambda job: job.update(objectives=["metric"]), r'objectives was \["metric", "size"\], is \["metric"\]'),
+        (lambda job: job.update(constraints={}), r"constraints.max_metric_drop was 0.04, is not given"),
+        (lambda job: job["metric"].update(name="balanced_accuracy"), r"metric\.name was accuracy, is balanced_accuracy"),
+        (lambda job: job.update(space="int8"), r"space\.schemes was .*, is "),
+        (lambda job: job.update(hardware="other.yaml"), r"hardware\..* was .*, is "),
+        (lambda job: job["model"].update(path="other.onnx"), r"model was [0-9a-f]{12}, is [0-9a-f]{12}"),
+        (lambda job: job["data"]["search"].update(slice=[64, 270]), r"search data was [0-9a-f]{12}, is [0-9a-f]{12}"),
+    ],
+)
+def test_another_job_is_refused_by_what_differs(
+    job: Path, whole: Path, capsys: pytest.CaptureFixture[str], change: Any, message: str
+) -> None:
+    values = yaml.safe_load(job.read_text())
+    change(values)
+    folder = job.parent
+    (folder / "other.onnx").write_bytes(small_model(seed=5).SerializeToString())
+    profile = yaml.safe_load((folder / "cpu.yaml").read_text())
+    profile["cost"]["w8a8"] = 0.25
+    (folder / "other.yaml").write_text(yaml.safe_dump(profile))
+    before = (whole / "trials.jsonl").read_bytes()
+    other = dump_job(folder / "other-job.yaml", values)
+    done = call(capsys, "search", other, "--out", whole, "--ray", "off", "--quiet", "--resume")
+    assert_one_message(done, rf"holds the search of another job and cannot be resumed with this one: .*{message}")
+    assert (whole / "trials.jsonl").read_bytes() == before
+
+
+def test_two_searches_in_one_folder(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    with started(job, "--out", run, "--ray", "off") as process:
+        wait_for(lambda: trials_in(run) >= 1, process)
+        done = call(capsys, "search", job, "--out", run, "--ray", "off", "--quiet", "--resume")
+        assert_one_message(done, "another search is running in")
+
+
+def test_a_damaged_log_is_named(job: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    lines = (run / "trials.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "trials.jsonl").write_bytes(b"".join([*lines[:2], b'{"version": 1}\n', *lines[2:]]))
+    done = call(capsys, "search", job, "--out", run, "--ray", "off", "--quiet", "--resume")
+    assert_one_message(done, r"trials\.jsonl, line 3 is damaged: ")

@@ -1,0 +1,182 @@
+"""What each layer may become, and why not: reasons come from the model, the runtime and the profile."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+from autoq.core.scheme import Scheme
+from autoq.errors import ProfileError
+from autoq.model.graph import Graph
+from autoq.model.layers import read_layers
+from autoq.model.prepare import prepare
+from autoq.search.candidates import Candidates, activation_specs, all_candidates, candidates, weight_specs
+from autoq.spec.hardware import OpRules, Profile, load_profile
+from autoq.spec.space import Rule, Space
+from tests.models import Net
+
+
+@pytest.fixture(scope="module")
+def cpu() -> Profile:
+    return load_profile("cpu-x86-onnxruntime", ".")
+
+
+def space_of(*texts: str, rules: tuple[Rule, ...] = ()) -> Space:
+    schemes = tuple(map(Scheme.parse, texts))
+    return Space(name="test", description="", schemes=schemes, rules=rules, seeds=schemes)
+
+
+def found_in(model: onnx.ModelProto, space: Space, profile: Profile) -> dict[str, Candidates]:
+    prepared = prepare(model)
+    graph = Graph(prepared.model)
+    found = all_candidates(graph, read_layers(graph), space, profile, prepared.opset)
+    return {entry.layer.name: entry for entry in found}
+
+
+def texts(entry: Candidates) -> list[str]:
+    return [str(scheme) for scheme in entry.schemes]
+
+
+def reasons(entry: Candidates) -> dict[str, str]:
+    return {str(scheme): why for scheme, why in entry.refused}
+
+
+def test_the_spaces_order_is_kept(cpu: Profile) -> None:
+    net = Net()
+    model = net.model(net.conv(net.input("rows", 3, 6, 6), 3, 4))
+    listed = ("w8a8@mse", "float32", "w4-gptq", "float16", "w2a8@minmax")
+    (entry,) = found_in(model, space_of(*listed), cpu).values()
+    assert (texts(entry), entry.refused) == (list(listed), ())
+
+
+def test_layers_that_integers_cannot_run(cpu: Profile) -> None:
+    net = Net()
+    x = net.input("rows", 4, 6, 6)
+    table = net.add(
+        "Gather", net.weight(9, 4, name="table.weight"), net.input("rows", name="ids", kind=TensorProto.INT64)
+    )
+    up = net.add("ConvTranspose", x, net.weight(4, 2, 2, 2, name="up.weight"))
+    left = net.add("MatMul", net.weight(5, 6, name="left.weight"), x)
+    thick = net.add("MatMul", x, net.weight(4, 6, 3, name="thick.weight"))
+    scaled = net.add("Gemm", table, net.weight(4, 3, name="scaled.weight"), alpha=0.5)
+    found = found_in(net.model(up, left, thick, scaled), space_of("float32", "w8", "w8a8@minmax", "w4-gptq"), cpu)
+    # GPTQ is for Conv, Gemm and 2-D MatMul; elsewhere the scheme is what it would really be.
+    assert {name: texts(entry)[-1] for name, entry in found.items()} == {
+        "table": "w4",
+        "up": "w4",
+        "left": "w4",
+        "thick": "w4",
+        "scaled": "w4-gptq",
+    }
+    expected = {"table": "look-up", "up": "ConvTranspose", "left": "left", "thick": "3 dimensions", "scaled": "alpha"}
+    for name, word in expected.items():
+        assert list(reasons(found[name])) == ["w8a8@minmax"]
+        assert word in reasons(found[name])["w8a8@minmax"]
+
+
+def test_schemes_that_become_equal_are_one(cpu: Profile) -> None:
+    net = Net()
+    up = net.add("ConvTranspose", net.input("rows", 4, 6, 6), net.weight(4, 2, 2, 2))
+    (entry,) = found_in(net.model(up), space_of("w4", "w4-gptq", "float32"), cpu).values()
+    assert texts(entry) == ["w4", "float32"]
+
+
+def test_float16_holds_no_such_number(cpu: Profile) -> None:
+    net = Net()
+    weight = net.constant(np.full((4, 3), 70000, np.float32), "w.weight")
+    (entry,) = found_in(
+        net.model(net.add("MatMul", net.input("rows", 4), weight)), space_of("float16", "w8"), cpu
+    ).values()
+    assert texts(entry) == ["w8"]
+    assert "65504" in reasons(entry)["float16"]
+
+
+def test_gptq_needs_room_for_its_matrix(cpu: Profile) -> None:
+    net = Net()
+    y = net.add("MatMul", net.input("rows", 8193), net.weight(8193, 2))
+    (entry,) = found_in(net.model(y), space_of("w4-gptq", "float32"), cpu).values()
+    assert texts(entry) == ["w4", "float32"]
+
+
+def test_an_old_opset_has_no_small_integers(cpu: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no adapter")
+
+    monkeypatch.setattr("onnx.version_converter.convert_version", fails)
+    monkeypatch.setattr("onnxscript.version_converter.convert_version", fails)
+    net = Net()
+    model = net.model(net.conv(net.input("rows", 3, 6, 6), 3, 4), opset=15, ir_version=8)
+    (entry,) = found_in(model, space_of("w8", "w4", "w2", "w8a8@minmax", "w4a8@minmax"), cpu).values()
+    assert texts(entry) == ["w8", "w8a8@minmax"]
+    assert all("opset 15" in why and "21" in why for why in reasons(entry).values())
+
+
+def test_two_bits_only_where_the_runtime_knows_every_operator_anew(cpu: Profile) -> None:
+    """RoiAlign has a kernel in opset 21 and, in ONNX Runtime 1.31.1, none in opset 25, which 2-bit integers need."""
+    net = Net()
+    y = net.conv(net.input("rows", 3, 6, 6), 3, 4)
+    boxes = net.input("boxes", 4, name="boxes")
+    index = net.add(
+        "Squeeze", net.add("Cast", net.add("Slice", boxes, net.ints(0), net.ints(1), net.ints(1)), to=7), net.ints(1)
+    )
+    y = net.add("RoiAlign", y, boxes, index, output_height=2, output_width=2)
+    (entry,) = found_in(net.model(y), space_of("w8", "w4", "w2", "w2a8@minmax"), cpu).values()
+    assert texts(entry) == ["w8", "w4"]
+    assert all("opset 25" in why and "RoiAlign" in why for why in reasons(entry).values())
+
+
+def test_rules_and_profile(cpu: Profile) -> None:
+    net = Net()
+    y = net.add("Conv", net.input("rows", 3, 6, 6), net.weight(4, 3, 3, 3, name="first.weight"))
+    y = net.add("Conv", y, net.weight(4, 4, 3, 3, name="second.weight"))
+    rule = Rule(match="first", op=("Conv",), schemes=(Scheme.parse("float16"),))
+    found = found_in(net.model(y), space_of("float32", "w8", "w4", rules=(rule,)), cpu)
+    assert [texts(entry) for entry in found.values()] == [["float16"], ["float32", "w8", "w4"]]
+
+
+def profile_allowing(*globs: str, base: Profile) -> Profile:
+    return Profile(
+        name="narrow",
+        kind="cpu",
+        description="",
+        runtime=base.runtime,
+        latency=base.latency,
+        match=base.match,
+        ops={"Conv": OpRules(allow=globs)},
+        costs={},
+    )
+
+
+def test_no_choice_at_all_is_an_error_that_says_why(cpu: Profile) -> None:
+    net = Net()
+    prepared = prepare(net.model(net.conv(net.input("rows", 3, 6, 6), 3, 4)))
+    graph = Graph(prepared.model)
+    layers = read_layers(graph)
+    narrow = profile_allowing("float32", base=cpu)
+    with pytest.raises(ProfileError, match=r"'narrow' and space 'test'.*nothing to search.*only float32"):
+        candidates(graph, layers, space_of("w8", "w4"), narrow, prepared.opset)
+    with pytest.raises(ProfileError, match="offers float32 only"):
+        candidates(graph, layers, space_of("float32"), cpu, prepared.opset)
+    (entry,) = all_candidates(graph, layers, space_of("w8"), narrow, prepared.opset)
+    assert texts(entry) == ["float32"], "a layer left with nothing stays float32"
+    assert candidates(graph, layers, space_of("float32", "w8"), cpu, prepared.opset)[0].layer == layers[0]
+
+
+def test_what_must_be_prepared(cpu: Profile) -> None:
+    net = Net()
+    shared, x = net.weight(4, 4, 3, 3, name="shared.weight"), net.input("rows", 4, 6, 6)
+    y = net.add("Conv", net.add("Conv", x, shared), shared)
+    y = net.add("Relu", net.add("Conv", y, net.weight(4, 4, 1, 1, name="own.weight")))
+    found = tuple(found_in(net.model(y), space_of("float16", "w8", "w4-gptq", "w8a8@mse", "w4a8-s8@ema"), cpu).values())
+    bank = [(layer.name, spec.bits, spec.rounding) for layer, spec in weight_specs(found)]
+    own = [(8, "nearest"), (4, "gptq"), (4, "nearest")]
+    assert bank == [(name, *spec) for name in ("shared", "own") for spec in own], "a tied layer uses the first one's"
+    # A file has one sign, so that each calibration may be asked for with either.
+    assert [(str(spec.calibration), spec.signed) for spec in activation_specs(found)] == [
+        ("ema", False),
+        ("mse", False),
+        ("ema", True),
+        ("mse", True),
+    ]

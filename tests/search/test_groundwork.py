@@ -1,0 +1,99 @@
+"""One pass over the data and the bank, laid once: every policy over the candidates can then be built."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autoq.core.policy import Policy
+from autoq.core.scheme import Scheme
+from autoq.errors import DataError
+from autoq.model.lower import Lowering
+from autoq.model.source import SourceModel, read_model
+from autoq.runtime.data import Split
+from autoq.runtime.ort import input_specs
+from autoq.search.candidates import Candidates
+from autoq.search.groundwork import lay_groundwork
+from tests.models import Net, check, distance, run
+
+SCHEMES = ("float32", "float16", "w8", "w4-gptq", "w8a8@minmax", "w8a8@ema", "w4a8-gptq@mse", "w8a8-s8@percentile99.9")
+
+
+def source(folder: Path, batch: int | str = "rows") -> SourceModel:
+    net = Net()
+    first = net.add("Relu", net.conv(net.input(batch, 3, 6, 6), 3, 4))
+    y = net.add("Add", net.conv(first, 4, 4), first)
+    path = folder / "model.onnx"
+    path.write_bytes(net.model(net.conv(y, 4, 2)).SerializeToString())
+    return read_model(path)
+
+
+def split(rows: int, seed: int = 0) -> Split:
+    x = np.random.default_rng(seed).standard_normal((rows, 3, 6, 6)).astype(np.float32)
+    return Split(inputs={"x": x}, targets=None)
+
+
+def laid(
+    model: SourceModel, data: Split, cache: Path | None = None, schemes: tuple[str, ...] = SCHEMES
+) -> tuple[Lowering, list[str]]:
+    parsed = tuple(map(Scheme.parse, schemes))
+    found = [Candidates(layer=layer, schemes=parsed) for layer in model.layers]
+    steps: list[str] = []
+    specs = input_specs(model.path)
+    return lay_groundwork(model, found, data, specs, cache_dir=cache, step=steps.append), steps
+
+
+def test_every_policy_can_be_built(tmp_path: Path) -> None:
+    model, data = source(tmp_path), split(40)
+    lowering, steps = laid(model, data)
+    assert steps == ["calibrating on 40 rows", "quantizing weights: 6 entries for the bank"]
+    names = [layer.name for layer in model.layers]
+    (exact,) = run(model.graph.model, data.inputs).values()
+    for number, chosen in enumerate(itertools.product(map(Scheme.parse, SCHEMES), repeat=3)):
+        if number % 7 == 0:
+            policy = lowering.canonical(Policy.of(dict(zip(names, chosen, strict=True))))
+            candidate = lowering.build(policy)
+            check(candidate)
+            (found,) = run(candidate, data.inputs).values()
+            assert distance(found, exact) < 0.35, policy.to_text()
+
+
+def test_the_next_search_finds_the_bank_and_needs_no_pass_for_it(tmp_path: Path) -> None:
+    model, data, cache = source(tmp_path), split(40), tmp_path / "cache"
+    schemes = ("float32", "w4-gptq", "w2")
+    first, steps = laid(model, data, cache, schemes)
+    assert len(steps) == 2
+    second, again = laid(model, data, cache, schemes)
+    assert again == []
+    policy = Policy.uniform([layer.name for layer in model.layers], Scheme.parse("w4-gptq"))
+    assert second.build(policy) == first.build(policy)
+    _, other = laid(model, split(40, seed=1), cache, schemes)
+    assert other == ["calibrating on 40 rows", "quantizing weights: 3 entries for the bank"], "GPTQ saw other data"
+
+
+def test_ranges_are_collected_only_where_wanted(tmp_path: Path) -> None:
+    lowering, steps = laid(source(tmp_path), split(40), schemes=("float32", "w8"))
+    assert (len(lowering.affines), steps) == (0, ["quantizing weights: 3 entries for the bank"])
+
+
+def test_a_fixed_batch(tmp_path: Path) -> None:
+    model = source(tmp_path, batch=4)
+    lowering, _ = laid(model, split(10), schemes=("w8a8@minmax",))
+    # Eight of ten rows, in two batches of four; the rest would not fill a batch.
+    used = split(10).inputs["x"][:8]
+    scale, zero = next(affine for (tensor, _), affine in lowering.affines.items() if tensor == "x")
+    low, high = float(used.min()), float(used.max())
+    assert scale == pytest.approx((high - low) / 255) and zero == round(-low / float(scale))
+    with pytest.raises(DataError, match=r"3 rows.*fixed batch of 4"):
+        laid(model, split(3), schemes=("w8a8@minmax",))
+
+
+def test_moving_averages_are_over_batches_of_32_rows(tmp_path: Path) -> None:
+    x = np.zeros((64, 3, 6, 6), np.float32)
+    x[:32, 0, 0, 0], x[32:, 0, 0, 0] = 1, 2
+    lowering, _ = laid(source(tmp_path), Split(inputs={"x": x}, targets=None), schemes=("w8a8@ema",))
+    scale, _ = next(affine for (tensor, _), affine in lowering.affines.items() if tensor == "x")
+    assert 255 * scale == pytest.approx(0.9 * 1 + 0.1 * 2)
