@@ -7,10 +7,10 @@ One layer at a time, one thread, stock ONNX Runtime, in warm blocks in turn with
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -34,11 +34,21 @@ SCHEMES = ("float16", "w8", "w4", "w2", "w8a8@minmax", "w4a8@minmax", "w2a8@minm
 PLAIN = {"w8": "straight into DequantizeLinear", "w4": "straight into DequantizeLinear"}
 PLAIN_INTEGER = {"w4a8@minmax": "int4 straight into DequantizeLinear"}
 KERNELS = frozenset(
-    "Conv DequantizeLinear FusedConv Gemm MatMul MatMulIntegerToFloat MatMulNBits QGemm QLinearConv".split()
+    [
+        "Conv",
+        "DequantizeLinear",
+        "FusedConv",
+        "Gemm",
+        "MatMul",
+        "MatMulIntegerToFloat",
+        "MatMulNBits",
+        "QGemm",
+        "QLinearConv",
+    ]
 )
 
 
-def one_layer(op: str, shape: tuple[int, ...], weight: tuple[int, ...], **attributes: object) -> onnx.ModelProto:
+def one_layer(op: str, shape: tuple[int, ...], weight: tuple[int, ...], **attributes: Any) -> onnx.ModelProto:
     """A layer with a bias, and a Relu where it is a convolution."""
     rng = np.random.default_rng(0)
     channels = weight[0] if op == "Conv" else weight[1]
@@ -139,4 +149,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

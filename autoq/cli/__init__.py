@@ -155,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        _say(f"{place}{error.strerror or error}; finished trials are kept")
+        _say(f"{place}{error.strerror or error}")
         return 2
     except SystemExit as stop:
         return int(stop.code or 0)

@@ -107,9 +107,7 @@ def test_a_job_file_that_is_none(
         (lambda job: job.update(metric={"function": "metric.py:f"}), r"metric\.py: no such file"),
     ],
 )
-def test_a_wrong_field_is_named(
-    folder: Path, capsys: pytest.CaptureFixture[str], change: Change, message: str
-) -> None:
+def test_a_wrong_field_is_named(folder: Path, capsys: pytest.CaptureFixture[str], change: Change, message: str) -> None:
     respell(folder, change)
     refused(capsys, folder, message)
 
@@ -403,15 +401,13 @@ def test_a_cache_that_may_not_be_written_costs_nothing_but_time(folder: Path) ->
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_what_failed_before_its_first_trial_may_be_begun_anew(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_failed_before_its_first_trial_may_be_begun_anew(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A metric that does not fit shows when float32 is scored: no reason to ask for another folder."""
     respell(folder, lambda job: job["metric"].update(output="z"))
     assert_one_message(search(capsys, folder), r"'z'.*y")
     respell(folder, lambda job: (job.update(objectives=["metric", "latency"]), job["metric"].update(name="nothing")))
     assert_one_message(search(capsys, folder), r"nothing")
-    respell(folder, lambda job: job["metric"].update(output="w"))
+    respell(folder, lambda job: job["metric"].update(name="accuracy", output="w"))
     assert_one_message(search(capsys, folder), r"'w'.*y")
 
 

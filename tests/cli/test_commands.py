@@ -190,7 +190,9 @@ def test_a_damaged_front(tmp_path: Path, capsys: pytest.CaptureFixture[str], con
     assert_one_message(call(capsys, "front", tmp_path), message)
 
 
-def test_an_unknown_point_lists_the_known_ones(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_point_lists_the_known_ones(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     done = call(capsys, "export", shared / "run", "--select", "zzz", "--out", tmp_path / "x")
     assert_one_message(done, "'zzz' is no point of this front; choose knee, best, fastest, smallest or an id: ")
     assert os.listdir(tmp_path) == []

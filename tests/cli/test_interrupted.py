@@ -155,7 +155,9 @@ def test_ctrl_c_with_ray_leaves_no_process_behind(job: Path, whole: Path, tmp_pa
         wait_for(lambda: trials_in(run) >= 3, process)
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=60)
-        assert_one_message(Done(process.returncode, out, err.lstrip()), r"interrupted; finished trials are kept", code=130)
+        assert_one_message(
+            Done(process.returncode, out, err.lstrip()), r"interrupted; finished trials are kept", code=130
+        )
         assert len(err.split("\n")) <= 3  # a new line behind the terminal's ^C, and the message
         wait_for(lambda: marked(mark) == [], seconds=20)
     assert_whole_folder(run, 3)
@@ -168,7 +170,9 @@ def test_ctrl_c_while_ray_starts(job: Path, tmp_path: Path) -> None:
         wait_for(lambda: any("gcs_server" in command for command in marked(mark)), process)
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=60)
-        assert_one_message(Done(process.returncode, out, err.lstrip()), r"interrupted; finished trials are kept", code=130)
+        assert_one_message(
+            Done(process.returncode, out, err.lstrip()), r"interrupted; finished trials are kept", code=130
+        )
         wait_for(lambda: marked(mark) == [], seconds=20)
 
 
@@ -247,7 +251,10 @@ def test_a_run_is_not_overwritten(job: Path, whole: Path, capsys: pytest.Capture
         (lambda job: job.update(seed=8), r"seed was 3, is 8\."),
         (lambda job: job.update(objectives=["metric"]), r'objectives was \["metric", "size"\], is \["metric"\]'),
         (lambda job: job.update(constraints={}), r"constraints.max_metric_drop was 0.04, is not given"),
-        (lambda job: job["metric"].update(name="balanced_accuracy"), r"metric\.name was accuracy, is balanced_accuracy"),
+        (
+            lambda job: job["metric"].update(name="balanced_accuracy"),
+            r"metric\.name was accuracy, is balanced_accuracy",
+        ),
         (lambda job: job.update(space="int8"), r"space\.schemes was .*, is "),
         (lambda job: job.update(hardware="other.yaml"), r"hardware\..* was .*, is "),
         (lambda job: job["model"].update(path="other.onnx"), r"model was [0-9a-f]{12}, is [0-9a-f]{12}"),

@@ -187,5 +187,3 @@ def test_scales_are_the_files_own(run: Path, tmp_path: Path) -> None:
             found = scales[node.output[0].removesuffix("::q")]
             assert np.float32(found["scale"]) == values[node.input[1]]
             assert (found["zero_point"], found["dtype"]) == (int(values[node.input[2]]), "uint8")
-
-

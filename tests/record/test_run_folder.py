@@ -100,7 +100,7 @@ def test_a_second_search_is_kept_out_and_a_killed_one_frees_the_folder(tmp_path:
     process.start()
     try:
         assert opened.wait(60)
-        with pytest.raises(RunError, match="another search is running in .*; wait for it, or give another --out"):
+        with pytest.raises(RunError, match=r"another search is running in .*; wait for it, or give another --out"):
             RunFolder(tmp_path / "run").open(resume=True)
     finally:
         process.kill()

@@ -17,7 +17,8 @@ _ODD: list[Any] = [
     "10m", "-5s", "accuracy", "file.py:f", "small.onnx", "data.npz", "NHWC->NCHW", [0, -1], [5, 2], ["metric"] * 2,
 ]  # fmt: skip
 _FRAGMENTS = [":", "- ", "  ", "\t", "{", "}", "[", "]", "&a", "*a", "!!python/name:os.system", "|", ">", "#", "'", '"',
-              "\n", "\x00", "\ufeff", "<<: *a", "%YAML 9.9", "---", "...", "é", "\U0001f600", "0x", "1e999", "~"]  # fmt: skip
+              "\n", "\x00", "\ufeff", "<<: *a", "%YAML 9.9", "---", "...", "é", "\U0001f600", "0x",
+              "1e999", "~"]  # fmt: skip
 
 
 def spoiled_job(values: dict[str, Any], rng: random.Random) -> bytes:
@@ -73,9 +74,11 @@ def spoiled_model(model: onnx.ModelProto, rng: random.Random) -> bytes:
     """The bytes of an ONNX file with one to three things wrong in its graph, or in its bytes."""
     spoiled = onnx.ModelProto()
     spoiled.CopyFrom(model)
-    if rng.random() < 0.75:
-        for _ in range(rng.choice([1, 1, 2, 3])):
-            rng.choice(_MODEL_CHANGES)(spoiled, rng)
+    kind = rng.random()
+    if kind < 0.85:
+        changes = _VALID_CHANGES if kind < 0.5 else [*_VALID_CHANGES, *_MODEL_CHANGES]
+        for _ in range(rng.choice([1, 2, 3, 4])):
+            rng.choice(changes)(spoiled, rng)
         return spoiled.SerializeToString()
     data = bytearray(spoiled.SerializeToString())
     if rng.random() < 0.3:
@@ -150,8 +153,23 @@ def _attribute(model: onnx.ModelProto, rng: random.Random) -> None:
     names = [a.name for a in node.attribute] + ["group", "pads", "strides", "kernel_shape", "axis", "transB", "alpha",
                                                 "dilations", "auto_pad", "value", "to", "perm", "body"]  # fmt: skip
     value = rng.choice(
-        [0, -1, 7, 2**40, -(2**62), 0.0, float("nan"), "", "SAME_UPPER", [], [0], [1, 1], [-1, 5, 2**33], [0.5],
-         helper.make_tensor("t", TensorProto.INT64, [2], [3, -9])]  # fmt: skip
+        [
+            0,
+            -1,
+            7,
+            2**40,
+            -(2**62),
+            0.0,
+            float("nan"),
+            "",
+            "SAME_UPPER",
+            [],
+            [0],
+            [1, 1],
+            [-1, 5, 2**33],
+            [0.5],
+            helper.make_tensor("t", TensorProto.INT64, [2], [3, -9]),
+        ]
     )
     name = rng.choice(names)
     kept = [a for a in node.attribute if a.name != name]
@@ -252,8 +270,136 @@ def _opset(model: onnx.ModelProto, rng: random.Random) -> None:
         model.ir_version = rng.choice([0, 3, 7, 99, 2**40])
 
 
+# What follows keeps the file valid to a checker, as far as it looks: it is to get into what comes behind it.
+
+
+def _valid_attribute(model: onnx.ModelProto, rng: random.Random) -> None:
+    found = [(node, a) for node in model.graph.node for a in node.attribute]
+    if not found:
+        return
+    _, attribute = rng.choice(found)
+    if attribute.type == onnx.AttributeProto.INTS:
+        values = [rng.choice([0, 1, 2, 3, -1, 9, 2**31]) for _ in attribute.ints]
+        del attribute.ints[:]
+        attribute.ints.extend(values)
+    elif attribute.type == onnx.AttributeProto.INT:
+        attribute.i = rng.choice([0, 1, -1, 2, 5, 2**40])
+    elif attribute.type == onnx.AttributeProto.FLOAT:
+        attribute.f = rng.choice([0.0, -1.0, 1e38, float("nan")])
+
+
+def _resized_weight(model: onnx.ModelProto, rng: random.Random) -> None:
+    tensor = _tensor(model, rng)
+    shape = [dim if rng.random() < 0.6 else rng.choice([0, 1, 2, 5]) for dim in tensor.dims if dim >= 0]
+    kind = rng.choice([np.float32, np.float32, np.float16, np.float64, np.int8, np.int64, np.bool_])
+    size = int(np.prod([float(dim) for dim in shape])) if shape else 1
+    if size < 10**6:
+        array = np.random.default_rng(rng.randrange(2**32)).normal(size=shape).astype(kind)
+        tensor.CopyFrom(numpy_helper.from_array(np.asarray(array), tensor.name))
+
+
+def _expose(model: onnx.ModelProto, rng: random.Random) -> None:
+    names = [name for node in model.graph.node for name in node.output if name]
+    if names:
+        value = model.graph.output.add()
+        name = rng.choice(names)
+        shape = ["N", "K"] if name in ("f", "g", "r3", "m") else ["N", "C", "H", "W"]
+        value.CopyFrom(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+
+
+def _share_weight(model: onnx.ModelProto, rng: random.Random) -> None:
+    weights = [tensor.name for tensor in model.graph.initializer]
+    node = _node(model, rng)
+    if weights and node.input:
+        node.input[rng.randrange(len(node.input))] = rng.choice(weights)
+
+
+def _rename(model: onnx.ModelProto, rng: random.Random) -> None:
+    old = rng.choice(_names(model))
+    new = rng.choice(
+        ["", "a b", "x::q", "w1::w", "::", "é\u202e", "%s", "{}", "[red]", "a" * 3000, "/a/b.0", "\n", "'"]
+    )
+    if not old or not new:
+        return
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name == old:
+                    names[index] = new
+        if node.name == old or rng.random() < 0.1:
+            node.name = new
+    for value in (*model.graph.initializer, *model.graph.input, *model.graph.output):
+        if value.name == old:
+            value.name = new
+
+
+def _insert(model: onnx.ModelProto, rng: random.Random) -> None:
+    index = rng.randrange(len(model.graph.node) + 1)
+    reader = model.graph.node[index] if index < len(model.graph.node) else None
+    if reader is None or not reader.input or not reader.input[0]:
+        return
+    made = f"inserted{rng.randrange(10**9)}"
+    op = rng.choice(
+        ["Identity", "Relu", "Sigmoid", "Neg", "Shape", "Transpose", "Cast", "Exp", "ReduceMean", "Dropout"]
+    )
+    place = rng.randrange(len(reader.input))
+    if not reader.input[place]:
+        return
+    options = {"to": rng.choice([1, 6, 7, 9, 10, 11])} if op == "Cast" else {}
+    node = helper.make_node(op, [reader.input[place]], [made], name=made, **options)
+    reader.input[place] = made
+    model.graph.node.insert(index, node)
+
+
+def _weight_as_input(model: onnx.ModelProto, rng: random.Random) -> None:
+    tensor = _tensor(model, rng)
+    model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type or 1, list(tensor.dims)))
+    if rng.random() < 0.5:
+        kept = [other for other in model.graph.initializer if other.name != tensor.name]
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(kept)
+
+
+def _weight_as_constant(model: onnx.ModelProto, rng: random.Random) -> None:
+    tensor = onnx.TensorProto()
+    tensor.CopyFrom(_tensor(model, rng))
+    kept = [other for other in model.graph.initializer if other.name != tensor.name]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    model.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], name=f"c{tensor.name}", value=tensor))
+
+
+def _input_shape(model: onnx.ModelProto, rng: random.Random) -> None:
+    if model.graph.input:
+        dims = rng.choice([None, [], ["N"], [1, 3, 8, 8], ["N", 3, "H", "W"], [0, 3, 8, 8], ["N", 4, 8, 8], [2**40]])
+        value = model.graph.input[0]
+        value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, dims))
+
+
+def _under_a_condition(model: onnx.ModelProto, rng: random.Random) -> None:
+    """The last node becomes the branches of an If, which read what is outside."""
+    if not model.graph.node or not model.graph.node[-1].output:
+        return
+    last = model.graph.node[-1]
+    branches = {}
+    for name in ("then_branch", "else_branch"):
+        inner = onnx.NodeProto()
+        inner.CopyFrom(last)
+        inner.output[0] = f"{name}_out"
+        output = helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, ["N", 10])
+        branches[name] = helper.make_graph([inner], name, [], [output])
+    node = helper.make_node("If", ["condition"], [last.output[0]], name="if", **branches)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(rng.random() < 0.5), "condition"))
+    del model.graph.node[-1]
+    model.graph.node.append(node)
+
+
 _MODEL_CHANGES = [
-    _reconnect, _reconnect, _add_edge, _drop_edge, _drop_node, _repeat_node, _shuffle_nodes, _other_operator,
-    _other_operator, _attribute, _attribute, _weight_shape, _weight_shape, _weight_type, _weight_values, _weight_data,
-    _drop_weight, _repeat_weight, _external, _interface, _interface, _opset,
+    _reconnect, _add_edge, _drop_edge, _drop_node, _repeat_node, _shuffle_nodes, _other_operator, _attribute,
+    _weight_shape, _weight_type, _weight_values, _weight_data, _drop_weight, _repeat_weight, _external, _interface,
+    _opset,
+]  # fmt: skip
+_VALID_CHANGES = [
+    _valid_attribute, _valid_attribute, _resized_weight, _resized_weight, _expose, _share_weight, _rename, _rename,
+    _insert, _insert, _weight_as_input, _weight_as_constant, _input_shape, _under_a_condition, _weight_values,
 ]  # fmt: skip

@@ -24,9 +24,7 @@ MODELS = int(os.environ.get("AUTOQ_FUZZ_MODELS", "400"))
 SEED = int(os.environ.get("AUTOQ_FUZZ_SEED", "0"))
 
 
-def test_spoiled_job_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_spoiled_job_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     write_job(tmp_path)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file.py").write_text("def f(outputs, targets): return 0.5\n")

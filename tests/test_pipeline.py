@@ -1,0 +1,279 @@
+"""A whole search, looked at from all sides: the run folder, the study, MLflow. One run for the file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import onnx
+import onnxruntime
+import optuna
+import pytest
+
+import autoq
+from autoq.core.identity import sha256_hex
+from autoq.core.objectives import constraint_violations, point_values
+from autoq.core.result import Trial
+from autoq.errors import AutoqError, ProfileError
+from autoq.pipeline import Events, run_search
+from autoq.record.front import read_front
+from autoq.search.store import TrialLog
+from autoq.spec.job import load_job
+from tests.small_job import LAYERS, QUIET_SEARCH, dump_job, job_values, shared_run, tracking_uri, write_job
+
+pytestmark = pytest.mark.filterwarnings(*QUIET_SEARCH)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shared_run(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def run(shared: Path) -> Path:
+    return shared / "run"
+
+
+@pytest.fixture(scope="module")
+def trials(run: Path) -> list[Trial]:
+    return TrialLog(run / "trials.jsonl").read()
+
+
+def test_the_run_folder_holds_what_it_should(run: Path, trials: list[Trial]) -> None:
+    assert {path.name for path in run.iterdir()} == {
+        ".lock", "front.html", "front.json", "front.png", "models", "report.html", "run.json", "study.db", "trials.jsonl"
+    }  # fmt: skip
+    assert (run / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert len(trials) == 10
+    assert all(trial.failure is None for trial in trials)
+    record = json.loads((run / "run.json").read_text())
+    assert record["version"] == 1
+    assert [layer["layer"] for layer in record["layers"]] == list(LAYERS)
+    assert set(record["identity"]) >= {"model", "search data", "final data", "metric", "space", "hardware", "seed"}
+
+
+def test_the_front_is_of_trials_and_their_files(run: Path, trials: list[Trial]) -> None:
+    front = read_front(run / "front.json")
+    by_id = {trial.id: trial for trial in trials}
+    assert front.final and front.points
+    assert front.stop_reason == "trials"
+    assert (front.trials_complete, front.trials_failed) == (10, 0)
+    every = [*front.points, *(dropped.point for dropped in front.dropped)]
+    assert {path.stem for path in (run / "models").iterdir()} == {point.id for point in every}
+    for point in every:
+        data = (run / point.model_path).read_bytes()
+        trial = by_id[point.id]
+        assert sha256_hex(data) == point.sha256 == trial.sha256
+        assert len(data) == point.size_bytes == trial.size_bytes
+        assert point.metric.search == trial.metric
+        onnx.checker.check_model(onnx.ModelProto.FromString(data))
+
+
+def test_final_metrics_are_those_of_the_files_on_unseen_rows(shared: Path, run: Path) -> None:
+    """By hand: the file in stock ONNX Runtime, rows 272 to 480, arg-max, mean."""
+    front = read_front(run / "front.json")
+    with np.load(shared / "data.npz") as data:
+        x, y = data["x"][272:480], data["y"][272:480]
+    for point in front.points:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(run / point.model_path, options, providers=["CPUExecutionProvider"])
+        (out,) = session.run(None, {"x": x})
+        assert point.metric.final == pytest.approx((out.argmax(axis=1) == y).mean(), abs=1e-12)
+        low, high = point.metric.final_ci95 or (1, 0)
+        assert low <= point.metric.final <= high
+    assert front.baseline.metric.final == 1.0
+
+
+def test_the_front_keeps_its_constraints_on_the_final_split(shared: Path, run: Path) -> None:
+    front = read_front(run / "front.json")
+    baseline = point_values(front.baseline, use_final=True)
+    constraints = load_job(shared / "job.yaml").constraints
+    assert constraints.max_metric_drop == 0.3
+    for point in front.points:
+        assert not constraint_violations(point_values(point, use_final=True), constraints, baseline, "maximize")
+    sizes = [point.size_bytes for point in front.points]
+    metrics = [point.metric.final for point in front.points]
+    assert sizes == sorted(sizes, reverse=True)
+    assert metrics == sorted(metrics, reverse=True)  # type: ignore[type-var]
+
+
+def test_raw_samples_are_kept(trials: list[Trial]) -> None:
+    for trial in trials:
+        assert trial.latency is not None
+        assert len(trial.latency.blocks_ms) == len(trial.latency.baseline_blocks_ms) == 2
+        assert {"build", "load", "metric", "measure"} <= trial.seconds.keys()
+        assert trial.peak_memory_bytes is not None and trial.peak_memory_bytes > 0
+
+
+def test_the_study_opens_in_optuna(run: Path, trials: list[Trial]) -> None:
+    study = optuna.load_study(study_name="small", storage=f"sqlite:///{run}/study.db")
+    assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert study.metric_names == ["metric", "size"]
+    assert len(study.trials) == len(trials)
+    for stored, trial in zip(sorted(study.trials, key=lambda t: t.user_attrs["number"]), trials, strict=True):
+        assert stored.params == trial.policy.to_text()
+        assert stored.values == [trial.metric, trial.size_bytes]
+        assert stored.user_attrs["origin"] == trial.origin
+
+
+# MLflow ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tracked(run: Path) -> tuple[mlflow.MlflowClient, Any, list[Any]]:
+    """The client, the parent run, its children."""
+    record = json.loads((run / "run.json").read_text())["tracking"]
+    client = mlflow.MlflowClient(record["uri"])
+    parent = client.get_run(record["run_id"])
+    children = client.search_runs(
+        [parent.info.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'", max_results=1000
+    )
+    return client, parent, children
+
+
+def test_the_parent_run_says_what_was_searched(run: Path, tracked: Any) -> None:
+    client, parent, _ = tracked
+    assert parent.info.status == "FINISHED"
+    assert client.get_experiment(parent.info.experiment_id).name == "small"
+    assert parent.data.params["metric.name"] == "accuracy"
+    assert parent.data.tags["autoq.profile"] == "any-cpu"
+    assert parent.data.tags["autoq.run_folder"] == str(run)
+    assert parent.data.metrics["trials_complete"] == 10
+    front = read_front(run / "front.json")
+    assert parent.data.metrics["front_points"] == len(front.points)
+
+
+def test_a_child_run_a_trial(trials: list[Trial], tracked: Any) -> None:
+    _, _, children = tracked
+    assert len(children) == len(trials)
+    by_id = {child.data.tags["autoq.policy"]: child for child in children}
+    for trial in trials:
+        child = by_id[trial.id]
+        assert child.info.status == "FINISHED"
+        assert child.data.metrics["metric"] == trial.metric
+        assert child.data.metrics["size_bytes"] == trial.size_bytes
+        assert trial.latency is not None
+        assert child.data.metrics["latency_ratio"] == trial.latency.ratio_to_float32
+        texts = {str(value) for value in child.data.params.values()}
+        assert {str(scheme) for _, scheme in trial.policy.items_} <= texts
+
+
+def test_the_front_lies_with_the_parent_run(run: Path, tracked: Any, tmp_path: Path) -> None:
+    client, parent, _ = tracked
+    names = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
+    assert {"front.json", "front.png", "front.html", "report.html", "front_table.json"} <= names
+    for name in ("front.json", "front.png"):
+        path = client.download_artifacts(parent.info.run_id, name, str(tmp_path))
+        assert Path(path).read_bytes() == (run / name).read_bytes()
+    table = json.loads(
+        Path(client.download_artifacts(parent.info.run_id, "front_table.json", str(tmp_path))).read_text()
+    )
+    front = read_front(run / "front.json")
+    assert len(table["data"]) == len(front.points) + 1  # float32 first
+
+
+def test_front_models_load_back_and_compute_the_same(shared: Path, run: Path, tracked: Any) -> None:
+    client, parent, _ = tracked
+    front = read_front(run / "front.json")
+    models = {model.name: model for model in client.search_logged_models([parent.info.experiment_id])}
+    assert set(models) == {f"front-{point.id}" for point in front.points}
+    with np.load(shared / "data.npz") as data:
+        x = data["x"][:5]
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(json.loads((run / "run.json").read_text())["tracking"]["uri"])
+    try:
+        for point in front.points:
+            loaded = mlflow.pyfunc.load_model(models[f"front-{point.id}"].model_uri)
+            assert [column["name"] for column in loaded.metadata.signature.inputs.to_dict()] == ["x"]
+            assert loaded.metadata.saved_input_example_info is not None
+            session = onnxruntime.InferenceSession(run / point.model_path, providers=["CPUExecutionProvider"])
+            np.testing.assert_array_equal(loaded.predict({"x": x})["y"], session.run(None, {"x": x})[0])
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+# Odd ways to end ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_job(tmp_path_factory.mktemp("odd"), tracking_uri(tmp_path_factory))
+
+
+def changed(job: Path, tracking: str, **changes: Any) -> Path:
+    return dump_job(job.parent / "changed.yaml", job_values(tracking, **changes))
+
+
+@pytest.fixture
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tracking_uri(tmp_path_factory)
+
+
+def test_no_time_at_all_ends_with_an_empty_front_that_says_so(job: Path, uri: str, tmp_path: Path) -> None:
+    result = autoq.search(changed(job, uri, budget={"trials": 5, "time": "1ms"}), out=tmp_path / "run", ray="off")
+    assert result.trials == () and result.front.points == ()
+    assert result.front.stop_reason == "time"
+    assert "no point is left on the front: no trial was completed" in result.front.notes
+    assert result.summary()
+    assert read_front(tmp_path / "run" / "front.json").final
+    with pytest.raises(AutoqError, match="the front of 'small' is empty"):
+        result.export("knee", tmp_path / "x")
+    # And goes on when there is time.
+    again = autoq.search(changed(job, uri, budget={"trials": 1}), out=tmp_path / "run", ray="off", resume=True)
+    assert len(again.trials) == 1
+
+
+def test_bounds_that_nothing_keeps_name_the_nearest_miss(job: Path, uri: str, tmp_path: Path) -> None:
+    values = changed(job, uri, budget={"trials": 4}, constraints={"max_size_ratio": 0.01})
+    result = autoq.search(values, out=tmp_path / "run", ray="off")
+    assert result.front.points == ()
+    assert len(result.trials) == 4
+    (note,) = [note for note in result.front.notes if "no point is left" in note]
+    assert "max_size_ratio binds; the nearest miss is " in note
+    assert "is above max_size_ratio 0.01" in note
+    assert list((tmp_path / "run" / "models").iterdir()) == []
+
+
+def test_a_metric_that_fails_on_candidates_fails_those_trials(job: Path, uri: str, tmp_path: Path) -> None:
+    (job.parent / "picky.py").write_text(
+        "def score(outputs, targets):\n"
+        "    value = float((outputs['y'].argmax(axis=1) == targets).mean())\n"
+        "    if value < 0.6: raise ValueError('too bad to be true')\n"
+        "    return float('nan') if value < 0.9 else value\n"
+    )
+    values = changed(job, uri, budget={"trials": 6}, metric={"function": "picky.py:score"})
+    result = autoq.search(values, out=tmp_path / "run", ray="off")
+    reasons = [trial.failure.message for trial in result.trials if trial.failure]
+    assert any("too bad to be true" in message for message in reasons)
+    assert any("nan" in message for message in reasons)
+    assert {trial.failure.reason for trial in result.trials if trial.failure} == {"metric"}
+    assert result.front.points
+    assert (result.front.trials_complete, result.front.trials_failed) == (6 - len(reasons), len(reasons))
+
+
+def test_a_profile_of_another_machine_needs_force(job: Path, uri: str, tmp_path: Path) -> None:
+    text = (job.parent / "cpu.yaml").read_text() + "\nmatch: {any_cpu_flags: [no_such_flag]}\n"
+    (job.parent / "other-cpu.yaml").write_text(text)
+    values = changed(job, uri, hardware="other-cpu.yaml", budget={"trials": 1})
+    with pytest.raises(ProfileError, match="no_such_flag.*--force"):
+        run_search(values, out=tmp_path / "run", ray="off")
+    warnings: list[str] = []
+    run_search(values, out=tmp_path / "run", ray="off", force=True, events=Events(warn=warnings.append))
+    assert len(warnings) == 1 and "does not describe" in warnings[0]
+
+
+def test_steps_and_trials_are_told(job: Path, uri: str, tmp_path: Path) -> None:
+    steps: list[str] = []
+    seen: list[int] = []
+    events = Events(step=steps.append, trial=lambda trial, search: seen.append(trial.number))
+    outcome = run_search(changed(job, uri, budget={"trials": 2}), out=tmp_path / "run", ray="off", events=events)
+    assert seen == [0, 1]
+    for words in ("reading", "measuring float32", "searching", "final split", "report"):
+        assert any(words in step for step in steps), steps
+    assert outcome.tracking_problems == ()
+    assert os.listdir(tmp_path) == ["run"]
