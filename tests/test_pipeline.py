@@ -45,7 +45,8 @@ def trials(run: Path) -> list[Trial]:
 
 def test_the_run_folder_holds_what_it_should(run: Path, trials: list[Trial]) -> None:
     assert {path.name for path in run.iterdir()} == {
-        ".lock", "front.html", "front.json", "front.png", "models", "report.html", "run.json", "study.db", "trials.jsonl"
+        ".lock", "front.html", "front.json", "front.png", "models", "report.html", "run.json", "study.db",
+        "trials.jsonl",
     }  # fmt: skip
     assert (run / "front.png").read_bytes().startswith(b"\x89PNG")
     assert len(trials) == 10
@@ -215,7 +216,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_no_time_at_all_ends_with_an_empty_front_that_says_so(job: Path, uri: str, tmp_path: Path) -> None:
-    result = autoq.search(changed(job, uri, budget={"trials": 5, "time": "1ms"}), out=tmp_path / "run", ray="off")
+    result = autoq.search(changed(job, uri, budget={"trials": 5, "time": 0.001}), out=tmp_path / "run", ray="off")
     assert result.trials == () and result.front.points == ()
     assert result.front.stop_reason == "time"
     assert "no point is left on the front: no trial was completed" in result.front.notes
@@ -260,7 +261,7 @@ def test_a_profile_of_another_machine_needs_force(job: Path, uri: str, tmp_path:
     text = (job.parent / "cpu.yaml").read_text() + "\nmatch: {any_cpu_flags: [no_such_flag]}\n"
     (job.parent / "other-cpu.yaml").write_text(text)
     values = changed(job, uri, hardware="other-cpu.yaml", budget={"trials": 1})
-    with pytest.raises(ProfileError, match="no_such_flag.*--force"):
+    with pytest.raises(ProfileError, match=r"no_such_flag.*--force"):
         run_search(values, out=tmp_path / "run", ray="off")
     warnings: list[str] = []
     run_search(values, out=tmp_path / "run", ray="off", force=True, events=Events(warn=warnings.append))

@@ -146,7 +146,7 @@ def _x(model: FrontPoint | Trial, objective: str) -> float | None:
 def _range(shown: list[float], clouds: list[float]) -> tuple[float, float]:
     """A range that holds ``shown`` with a margin, and as many of ``clouds`` as fit in another 0.6 of its span."""
     low, high = min(shown), max(shown)
-    span = (high - low) or (max(clouds, default=high) - low) or abs(high) or 1.0
+    span = (high - low) or max((abs(value - low) for value in clouds), default=0.0) or abs(high) or 1.0
     near = [value for value in clouds if low - 0.3 * span <= value <= high + 0.6 * span]
     low, high = min([low, *near]), max([high, *near])
     margin = 0.08 * max(high - low, 0.1 * span)

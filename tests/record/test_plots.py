@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from autoq.core.result import Front, FrontPoint, Trial
-from autoq.record.plot_data import plot_panels
+from autoq.record.plot_data import _range, plot_panels
 from autoq.record.plots import plot_front, png, policy_heatmap
 
 
@@ -109,3 +109,10 @@ def test_the_heat_map_has_a_cell_for_each_layer_and_point(front: Front) -> None:
     schemes = [dict(point.policy.items_) for point in front.points]
     assert texts == [column[layer].family for column in schemes for layer in column]
     assert [label.get_text() for label in axes.get_yticklabels()] == list(front.points[0].policy)
+
+
+def test_a_front_without_points_has_a_range_all_the_same() -> None:
+    # All trials are smaller than float32, the one thing that is always shown.
+    low, high = _range([46.0], [13.0, 7.0])
+    assert low < 46.0 < high and low < 13.0
+    assert _range([0.0], []) == (-0.008, 0.008)
