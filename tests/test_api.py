@@ -50,11 +50,6 @@ def test_search_takes_a_mapping_with_paths_relative_to_a_folder(
     assert [point.id for point in again.front.points] == [point.id for point in found.front.points]
     with pytest.raises(RunError, match="already holds a search"):
         autoq.search(values, base_dir=tmp_path, out=tmp_path / "run", ray="off")
-    more = autoq.search(
-        values, base_dir=tmp_path, out=tmp_path / "run", ray="off", trials=3, seed=11, resume=True, time="10m"
-    )
-    assert more.trials[:2] == found.trials
-    assert len(more.trials) == 3
 
 
 def test_errors_are_autoqs_own(tmp_path: Path) -> None:

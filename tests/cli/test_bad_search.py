@@ -19,7 +19,7 @@ import yaml
 from onnx import TensorProto, helper
 
 from tests.cli.calls import Done, assert_one_message, call
-from tests.small_job import ROWS, autoq, dump_job, environment, small_data, small_model, write_job
+from tests.small_job import ROWS, autoq, dump_job, small_data, small_model, write_job
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -389,16 +389,6 @@ def test_a_folder_that_may_not_be_written(folder: Path) -> None:
         )  # fmt: skip
         assert_one_message(Done(done.returncode, done.stdout, done.stderr), message)
     assert list(closed.iterdir()) == []
-
-
-def test_a_cache_that_may_not_be_written_costs_nothing_but_time(folder: Path) -> None:
-    (folder / "cache").mkdir(mode=0o555)
-    respell(folder, lambda job: job.update(budget={"trials": 1}))
-    done = autoq(
-        "search", folder / "job.yaml", "--out", folder / "run", "--ray", "off", "--quiet",
-        env=environment(AUTOQ_CACHE=str(folder / "cache" / "autoq")), preexec_fn=_no_privileges,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_what_failed_before_its_first_trial_may_be_begun_anew(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
