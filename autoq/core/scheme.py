@@ -5,14 +5,20 @@ Grammar (defaults are left out of the text, so that one scheme has one name)::
     float32                         untouched
     float16                         weights stored as float16, computed as before
     w8  w4  w2                      weight-only: integer weights, float activations
+    w4-b32-asym                     weight-only in blocks of 32 inputs, each with a scale and a zero point
     w8a8@minmax                     integer weights and 8-bit activations, ranges calibrated by min-max
+    w8a8@dynamic                    the same, ranges found at run time
     w4a8-gptq@percentile99.99       4-bit weights rounded by GPTQ, activations clipped at a percentile
     w8a8-s8-tensor@mse              signed symmetric activations, one weight scale for the whole tensor
+    w4a8-kmeans-bc-smooth0.5@mse    weights from a codebook of 16 values, bias corrected, inputs smoothed
 
-    scheme      := "float32" | "float16" | weight | weight "a8" options "@" calibration
-    weight      := "w" ("8" | "4" | "2") options
-    options     := ["-s8"] ["-tensor"] ["-gptq"]        (in this order)
-    calibration := "minmax" | "ema" | "percentile" NUMBER | "entropy" | "mse"
+    scheme      := "float32" | "float16" | weight options | weight "a8" ["-s8"] options "@" calibration
+    weight      := "w" ("8" | "7" | "4" | "2")
+    options     := ["-tensor" | "-b32" | "-b64" | "-b128"] ["-asym"] [rounding] ["-bc"] ["-smooth" NUMBER]
+    rounding    := "-gptq" | "-adaround" | "-brecq" | "-kmeans" | "-pq"
+    calibration := "minmax" | "ema" | "percentile" NUMBER | "entropy" | "mse" | "dynamic"
+
+Which options go together is checked on construction.
 """
 
 from __future__ import annotations
@@ -23,12 +29,14 @@ from typing import Literal
 
 from autoq.errors import JobError
 
-Granularity = Literal["channel", "tensor"]
-Rounding = Literal["nearest", "gptq"]
-CalibrationMethod = Literal["minmax", "ema", "percentile", "entropy", "mse"]
+Granularity = Literal["channel", "tensor", "b32", "b64", "b128"]
+Rounding = Literal["nearest", "gptq", "adaround", "brecq", "kmeans", "pq"]
+CalibrationMethod = Literal["minmax", "ema", "percentile", "entropy", "mse", "dynamic"]
 
-WEIGHT_BITS = (8, 4, 2)
-CALIBRATION_METHODS: tuple[CalibrationMethod, ...] = ("minmax", "ema", "percentile", "entropy", "mse")
+WEIGHT_BITS = (8, 7, 4, 2)
+BLOCKS: dict[str, int] = {"b32": 32, "b64": 64, "b128": 128}
+"""Granularities by blocks of consecutive inputs, and how many each block has."""
+CALIBRATION_METHODS: tuple[CalibrationMethod, ...] = ("minmax", "ema", "percentile", "entropy", "mse", "dynamic")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,27 +67,57 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightSpec:
-    """How weights are stored: ``bits`` 16 is float16, the others are symmetric integers.
+    """How weights are stored: ``bits`` 16 is float16, the others are integers.
 
-    ``granularity`` ``"channel"`` is one scale per output channel.
+    ``granularity`` ``"channel"`` is one scale per output channel, ``"b32"`` one per 32 consecutive inputs of a channel.
+    ``symmetric`` integers have no zero point. ``rounding`` ``"kmeans"`` stores indices into a codebook of the layer's
+    own, ``"pq"`` (product quantization) indices of whole sub-vectors, ``bits`` a weight. ``bias_correction`` takes the
+    mean error of the rounded weights out of the bias. ``smoothing``, between 0 and 1, is the share of the activations'
+    outliers that input channels hand over to the weights (SmoothQuant's alpha), or ``None``.
     """
 
-    bits: Literal[16, 8, 4, 2]
+    bits: Literal[16, 8, 7, 4, 2]
     granularity: Granularity = "channel"
     rounding: Rounding = "nearest"
+    symmetric: bool = True
+    bias_correction: bool = False
+    smoothing: float | None = None
 
     def __post_init__(self) -> None:
         if self.bits not in (16, *WEIGHT_BITS):
-            raise JobError(f"{self.bits} weight bits are not supported; use 16 (float16), 8, 4 or 2")
+            raise JobError(f"{self.bits} weight bits are not supported; use 16 (float16), 8, 7, 4 or 2")
+        if self.rounding in ("kmeans", "pq") and self.bits not in (4, 2):
+            raise JobError(f"codebooks ('-{self.rounding}') have 4 or 2 bits, not {self.bits}")
+        if self.rounding == "pq" and self.granularity != "channel":
+            raise JobError("product quantization ('-pq') has no scales, so none per tensor or block")
+        if self.granularity in BLOCKS and (self.rounding not in ("nearest", "gptq") or self.bits == 7):
+            raise JobError(f"blocks ('-{self.granularity}') have 8, 4 or 2 bits, rounded to nearest or by '-gptq'")
+        if not self.symmetric and self.granularity not in BLOCKS:
+            raise JobError("zero points of weights ('-asym') come with blocks only: '-b32', '-b64' or '-b128'")
+        if self.smoothing is not None and not 0 < self.smoothing < 1:
+            raise JobError(f"a smoothing of {self.smoothing:g} is not between 0 and 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationSpec:
-    """8-bit activations: unsigned asymmetric (``signed=False``) or signed symmetric, one scale per tensor."""
+    """8-bit activations: unsigned asymmetric (``signed=False``) or signed symmetric, one scale per tensor.
+
+    ``smoothing`` is that of the weights they are multiplied with (see :class:`WeightSpec`).
+    """
 
     calibration: Calibration
     signed: bool = False
     bits: Literal[8] = 8
+    smoothing: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.dynamic and self.signed:
+            raise JobError("dynamic activations are unsigned: '-s8' goes with calibrated ones")
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether ranges are found at run time, so that nothing is calibrated."""
+        return self.calibration.method == "dynamic"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +130,14 @@ class Scheme:
     def __post_init__(self) -> None:
         if self.activation is not None and (self.weight is None or self.weight.bits == 16):
             raise JobError("8-bit activations need integer weights (w8a8, w4a8 or w2a8)")
+        if self.weight is None:
+            return
+        if self.activation is None and self.weight.bits == 7:
+            raise JobError("7-bit weights leave room in 16-bit sums with 8-bit activations; alone, use w8")
+        if self.activation is not None and (self.weight.granularity in BLOCKS or self.weight.rounding == "pq"):
+            raise JobError("blocks ('-b32', ...) and '-pq' are weight-only: they have no 8-bit activations")
+        if self.weight.smoothing != (self.activation and self.activation.smoothing):
+            raise JobError("smoothing moves outliers of 8-bit activations into the weights: both have it, or none")
 
     @property
     def weight_bits(self) -> int:
@@ -111,10 +157,13 @@ class Scheme:
         if self.weight is None or self.weight.bits == 16:
             return self.family
         signed = "-s8" if self.activation and self.activation.signed else ""
-        tensor = "-tensor" if self.weight.granularity == "tensor" else ""
+        granularity = "" if self.weight.granularity == "channel" else f"-{self.weight.granularity}"
         rounding = "" if self.weight.rounding == "nearest" else f"-{self.weight.rounding}"
         calibration = f"@{self.activation.calibration}" if self.activation else ""
-        return f"{self.family}{signed}{tensor}{rounding}{calibration}"
+        asymmetric = "" if self.weight.symmetric else "-asym"
+        corrected = "-bc" if self.weight.bias_correction else ""
+        smooth = "" if self.weight.smoothing is None else f"-smooth{self.weight.smoothing!r}"
+        return f"{self.family}{signed}{granularity}{asymmetric}{rounding}{corrected}{smooth}{calibration}"
 
     @classmethod
     def parse(cls, text: str) -> Scheme:
@@ -129,26 +178,34 @@ class Scheme:
                 f"{text!r} is no scheme; examples: float32, float16, w8, w4-gptq, w8a8@minmax, "
                 "w4a8-gptq@percentile99.99, w8a8-s8-tensor@mse"
             )
+        smoothing = float(match["smooth"]) if match["smooth"] else None
         activation = None
         if match["a8"]:
             if match["method"] is None:
                 raise JobError(f"{text!r} does not say how activations are calibrated; write {text}@minmax, for one")
             percentile = float(match["percentile"]) if match["percentile"] else None
             calibration = Calibration(method=match["method"], percentile=percentile)  # type: ignore[arg-type]
-            activation = ActivationSpec(calibration=calibration, signed=bool(match["s8"]))
-        elif match["method"] or match["s8"]:
-            raise JobError(f"{text!r} has float activations: '-s8' and '@calibration' go with w8a8, w4a8 and w2a8")
+            activation = ActivationSpec(calibration=calibration, signed=bool(match["s8"]), smoothing=smoothing)
+        elif match["method"] or match["s8"] or smoothing is not None:
+            raise JobError(
+                f"{text!r} has float activations: '-s8', '-smooth' and '@calibration' go with w8a8, w4a8 and w2a8"
+            )
         weight = WeightSpec(
             bits=int(match["bits"]),  # type: ignore[arg-type]
-            granularity="tensor" if match["tensor"] else "channel",
-            rounding="gptq" if match["gptq"] else "nearest",
+            granularity=match["granularity"] or "channel",  # type: ignore[arg-type]
+            rounding=match["rounding"] or "nearest",  # type: ignore[arg-type]
+            symmetric=not match["asym"],
+            bias_correction=bool(match["bc"]),
+            smoothing=smoothing,
         )
         return cls(weight=weight, activation=activation)
 
 
 _PATTERN = re.compile(
-    r"w(?P<bits>8|4|2)(?P<a8>a8)?(?P<s8>-s8)?(?P<tensor>-tensor)?(?P<gptq>-gptq)?"
-    r"(?:@(?P<method>minmax|ema|percentile(?=\d)|entropy|mse)(?P<percentile>(?<=percentile)\d+(?:\.\d+)?)?)?"
+    r"w(?P<bits>8|7|4|2)(?P<a8>a8)?(?P<s8>-s8)?(?:-(?P<granularity>tensor|b32|b64|b128))?(?P<asym>-asym)?"
+    r"(?:-(?P<rounding>gptq|adaround|brecq|kmeans|pq))?(?P<bc>-bc)?(?:-smooth(?P<smooth>\d+(?:\.\d+)?))?"
+    r"(?:@(?P<method>minmax|ema|percentile(?=\d)|entropy|mse|dynamic)"
+    r"(?P<percentile>(?<=percentile)\d+(?:\.\d+)?)?)?"
 )
 
 FLOAT32 = Scheme()

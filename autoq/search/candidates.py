@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from autoq.core.layer import Layer
-from autoq.core.scheme import FLOAT32, ActivationSpec, Scheme, WeightSpec
+from autoq.core.scheme import BLOCKS, FLOAT32, ActivationSpec, Scheme, WeightSpec
 from autoq.errors import ProfileError, TrialError
 from autoq.model.graph import Graph
 from autoq.model.moments import MOST_COLUMNS
@@ -119,7 +119,24 @@ def _int2_problem(graph: Graph, opset: int) -> str:
     return ""
 
 
+def _unbuilt(scheme: Scheme) -> bool:
+    """Schemes that the grammar has and nothing builds yet."""
+    weight = scheme.weight
+    if weight is None:
+        return False
+    return (
+        weight.bits == 7
+        or weight.granularity in BLOCKS
+        or weight.rounding not in ("nearest", "gptq")
+        or weight.bias_correction
+        or weight.smoothing is not None
+        or (scheme.activation is not None and scheme.activation.dynamic)
+    )
+
+
 def _model_problem(graph: Graph, layer: Layer, scheme: Scheme, opset: int) -> str | None:
+    if _unbuilt(scheme):
+        return f"{scheme} cannot be built yet"
     if scheme.activation is not None and layer.integer_problem:
         return layer.integer_problem
     if scheme.weight is not None and scheme.weight.bits < 8 and opset < TARGET_OPSET:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,6 +187,7 @@ def _read_costs(values: Mapping[str, Any]) -> tuple[dict[tuple[str, str], float]
     problems: list[str] = []
     # "w8a8-s8" is no whole scheme: only a calibration is missing, which changes no speed.
     known = {without_calibration(scheme) for scheme in all_schemes()}
+    known |= {str(scheme) for scheme in all_schemes() if scheme.activation is not None and scheme.activation.dynamic}
     for key, value in values.items():
         table, op = (value, key) if isinstance(value, Mapping) else ({key: value}, "")
         if op and op not in _COSTED:
@@ -209,13 +211,24 @@ def _cost(costs: Mapping[tuple[str, str], float], op_type: str, scheme: Scheme) 
     """
     if scheme == FLOAT32:
         return 1.0
-    text = without_calibration(scheme)
-    unrounded = text.removesuffix("-gptq")  # how weights were rounded changes no speed
     for op in (op_type, op_type.split()[-1], ""):
-        for name in (text, unrounded, unrounded.removesuffix("-tensor"), scheme.family):
+        for name in _cost_names(scheme):
             if (op, name) in costs:
                 return costs[op, name]
     return None
+
+
+def _cost_names(scheme: Scheme) -> list[str]:
+    """What a scheme's cost may be listed under, the most telling first."""
+    text = without_calibration(scheme)
+    assert scheme.weight is not None
+    # How weights were rounded changes no speed, nor what was done to biases and inputs; codebooks are expanded once.
+    weight = dataclasses.replace(scheme.weight, rounding="nearest", bias_correction=False, smoothing=None)
+    activation = scheme.activation and dataclasses.replace(scheme.activation, smoothing=None)
+    plain = without_calibration(Scheme(weight=weight, activation=activation))
+    if scheme.activation is not None and scheme.activation.dynamic:
+        return [f"{text}@dynamic", f"{plain}@dynamic", f"{scheme.family}@dynamic", text, plain, scheme.family]
+    return [text, plain, plain.removesuffix("-tensor"), scheme.family]
 
 
 def _unpriced(profile: Profile) -> list[str]:

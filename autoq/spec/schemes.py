@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
+from functools import cache
 from itertools import islice, product
 
-from autoq.core.scheme import CALIBRATION_METHODS, WEIGHT_BITS, Scheme
+from autoq.core.scheme import BLOCKS, CALIBRATION_METHODS, WEIGHT_BITS, Scheme
 from autoq.errors import JobError
 from autoq.spec.checking import show
 
@@ -68,9 +69,10 @@ def parse_schemes(texts: Iterable[str], where: str) -> tuple[Scheme, ...]:
     return tuple(schemes)
 
 
+@cache
 def all_schemes() -> tuple[Scheme, ...]:
-    """Every scheme of the grammar, with a few percentiles for the endless many."""
-    return _ALL
+    """Every scheme of the grammar, with a few percentiles and one smoothing for the endless many."""
+    return tuple(Scheme.parse(text) for text in _every_text())
 
 
 def without_calibration(scheme: Scheme) -> str:
@@ -85,7 +87,7 @@ def matches(glob: str, scheme: Scheme) -> bool:
 
 def glob_problem(glob: str) -> str:
     """Why ``glob`` can match no scheme, or an empty string."""
-    if any(matches(glob, scheme) for scheme in _ALL):
+    if any(matches(glob, scheme) for scheme in all_schemes()):
         return ""
     try:
         Scheme.parse(glob)  # a percentile that is not among the few in all_schemes
@@ -96,7 +98,7 @@ def glob_problem(glob: str) -> str:
 
 def nearest_scheme(text: str) -> str:
     """``"; did you mean 'w8a8@minmax'"`` for the scheme nearest to ``text``, or an empty string."""
-    known = dict.fromkeys(each for scheme in _ALL for each in (without_calibration(scheme), str(scheme)))
+    known = dict.fromkeys(each for scheme in all_schemes() for each in (without_calibration(scheme), str(scheme)))
     found = difflib.get_close_matches(text[:100], known, n=1, cutoff=0.7)
     return f"; did you mean {found[0]!r}" if found and found[0] != text else ""
 
@@ -140,10 +142,15 @@ def _every_text() -> Iterator[str]:
         for method in CALIBRATION_METHODS
         for text in ([f"percentile{p}" for p in _PERCENTILES] if method == "percentile" else [method])
     ]
-    for bits, tensor, rounding in product(WEIGHT_BITS, ("", "-tensor"), ("", "-gptq")):
-        yield f"w{bits}{tensor}{rounding}"
-        for signed, calibration in product(("", "-s8"), calibrations):
-            yield f"w{bits}a8{signed}{tensor}{rounding}@{calibration}"
-
-
-_ALL = tuple(Scheme.parse(text) for text in _every_text())
+    scales = [f"{tensor}{rounding}" for tensor in ("", "-tensor") for rounding in ("", "-gptq", "-adaround", "-brecq")]
+    books = ["-kmeans", "-tensor-kmeans"]
+    blocks = [f"-{block}{asym}{rounding}" for block in BLOCKS for asym in ("", "-asym") for rounding in ("", "-gptq")]
+    for bits, corrected in product(WEIGHT_BITS, ("", "-bc")):
+        stored = [*scales, *(books if bits in (4, 2) else ())]
+        alone = [*stored, *blocks, *(["-pq"] if bits in (4, 2) else ())]
+        if bits != 7:
+            yield from (f"w{bits}{options}{corrected}" for options in alone)
+        for options, smooth, calibration in product(stored, ("", "-smooth0.5"), calibrations):
+            yield f"w{bits}a8{options}{corrected}{smooth}@{calibration}"
+            if calibration != "dynamic":
+                yield f"w{bits}a8-s8{options}{corrected}{smooth}@{calibration}"

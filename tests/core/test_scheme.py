@@ -1,0 +1,47 @@
+"""The grammar of schemes: one text for each, and which options go together."""
+
+from __future__ import annotations
+
+import pytest
+
+from autoq.core.scheme import ActivationSpec, Calibration, Scheme, WeightSpec
+from autoq.errors import JobError
+
+
+def test_options_are_read_and_written_in_one_order() -> None:
+    scheme = Scheme.parse("w4a8-s8-tensor-kmeans-bc-smooth0.25@percentile99.9")
+    assert scheme.weight == WeightSpec(
+        bits=4, granularity="tensor", rounding="kmeans", bias_correction=True, smoothing=0.25
+    )
+    calibration = Calibration(method="percentile", percentile=99.9)
+    assert scheme.activation == ActivationSpec(calibration=calibration, signed=True, smoothing=0.25)
+    assert str(scheme) == "w4a8-s8-tensor-kmeans-bc-smooth0.25@percentile99.9"
+    assert scheme.family == "w4a8"
+
+
+@pytest.mark.parametrize("text", ["w4-b32-asym-gptq", "w8-b128", "w2-pq", "w7a8@minmax", "w8a8@dynamic", "w8-brecq-bc"])
+def test_texts_survive(text: str) -> None:
+    assert str(Scheme.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("w7", "7-bit weights leave room"),
+        ("w8-kmeans", "have 4 or 2 bits, not 8"),
+        ("w8-pq", "have 4 or 2 bits, not 8"),
+        ("w4-tensor-pq", "has no scales"),
+        ("w4-asym", "come with blocks only"),
+        ("w4-b32-adaround", "rounded to nearest or by '-gptq'"),
+        ("w4a8-b32@mse", "are weight-only"),
+        ("w4a8-pq@mse", "are weight-only"),
+        ("w8-smooth0.5", "has float activations"),
+        ("w8a8-smooth1.5@mse", "not between 0 and 1"),
+        ("w8a8-s8@dynamic", "dynamic activations are unsigned"),
+        ("w8a8", "does not say how activations are calibrated"),
+        ("w4-gptq-b32", "is no scheme"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(text: str, said: str) -> None:
+    with pytest.raises(JobError, match=said):
+        Scheme.parse(text)
