@@ -35,7 +35,14 @@ HOMES = {
     "optuna": {"search/proposer.py"},
     "ray": {"search/ray_executor.py"},
     "mlflow": {"record/tracking.py"},
-    "torch": {"model/load.py", "model/torch_door.py"},
+    "torch": {
+        "model/load.py",
+        "model/torch_door.py",
+        "model/torch_graph.py",
+        "model/torch_layout.py",
+        "model/torch_ops.py",
+        "model/torch_spatial.py",
+    },
 }
 
 
