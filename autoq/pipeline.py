@@ -50,7 +50,7 @@ from autoq.search.proposer import Proposer, StudyRecord
 from autoq.search.seeds import knapsack_seeds
 from autoq.search.sensitivity import cached, measure, probes, sensitivity
 from autoq.search.store import TrialLog, disk_error
-from autoq.spec.hardware import Profile, load_profile
+from autoq.spec.hardware import Profile, fitting_profiles, load_profile
 from autoq.spec.job import Job, load_job
 from autoq.spec.space import Space, load_space
 
@@ -287,9 +287,11 @@ def _check_machine(profile: Profile, force: bool, warn: Callable[[str], None]) -
     machine = describe()
     problems = profile.match_problems(machine.arch, machine.flags)
     if problems and not force:
+        fitting = fitting_profiles(machine.arch, machine.flags)
+        advice = f"Write hardware: {fitting[0]}" if fitting else "Choose another with `hardware:` (see `autoq doctor`)"
         raise ProfileError(
-            f"profile {profile.name!r} does not describe this machine: {'; '.join(problems)}. Choose another with "
-            "`hardware:` (see `autoq doctor`), or search all the same with --force"
+            f"profile {profile.name!r} does not describe this machine: {'; '.join(problems)}. {advice}, or search all "
+            "the same with --force"
         )
     if problems:
         warn(f"measured on a machine that profile {profile.name!r} does not describe: {'; '.join(problems)}")
@@ -417,7 +419,7 @@ def _problem(setting: Setting, lowering: Lowering, baseline: FrontPoint) -> Prob
     return Problem(
         candidates=setting.candidates,
         canonical=lowering.canonical,
-        seed_schemes=setting.space.seeds,
+        seed_schemes=tuple(dict.fromkeys(map(setting.profile.instead_of, setting.space.seeds))),
         objectives=setting.job.objectives,
         direction=setting.metric.direction,
         constraints=setting.job.constraints,

@@ -124,7 +124,7 @@ def layers(model: Path, hardware: str, space: str, as_json: bool) -> None:
     if as_json:
         click.echo(layers_json(found))
     else:
-        print_layers(source, found, profile.name, chosen.name)
+        print_layers(source, found, profile, chosen.name)
 
 
 @cli.command()

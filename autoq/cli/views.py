@@ -15,6 +15,7 @@ from autoq.pipeline import Outcome
 from autoq.record.summary import describe_gain, front_table, metric_unit
 from autoq.record.verify import Verification
 from autoq.search.candidates import Candidates
+from autoq.spec.hardware import Profile
 
 
 def _console() -> Console:
@@ -100,7 +101,7 @@ def print_verification(found: Verification) -> None:
         )
 
 
-def print_layers(source: SourceModel, found: Sequence[Candidates], profile: str, space: str) -> None:
+def print_layers(source: SourceModel, found: Sequence[Candidates], profile: Profile, space: str) -> None:
     """The layers, and for each what it may become."""
     table = Table(title=f"{escape(str(source.path))}, opset {source.opset}: {len(found)} layers", title_justify="left")
     for heading in ("layer", "op", "weight", "may become", "may not, because"):
@@ -118,7 +119,9 @@ def print_layers(source: SourceModel, found: Sequence[Candidates], profile: str,
         )
     console = _console()
     console.print(table)
-    console.print(f"profile {escape(profile)}, space {escape(space)}")
+    console.print(f"profile {escape(profile.name)}, space {escape(space)}")
+    for family, other in profile.instead.items():
+        console.print(f"on this profile, what the space calls {family} is {other}", style="yellow")
     for note in source.notes:
         console.print(f"note: {escape(note)}", style="yellow", soft_wrap=True)
 
@@ -135,6 +138,7 @@ def layers_json(found: Sequence[Candidates]) -> str:
                 "tied_to": entry.layer.tied_to,
                 "schemes": [str(scheme) for scheme in entry.schemes],
                 "refused": {str(scheme): why for scheme, why in entry.refused},
+                "replaced": {str(listed): str(scheme) for listed, scheme in entry.replaced},
             }
             for entry in found
         ],

@@ -67,7 +67,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightSpec:
-    """How weights are stored: ``bits`` 16 is float16, the others are integers.
+    """How weights are stored: ``bits`` 16 is float16, the others are integers; 7 bits are stored in 8.
 
     ``granularity`` ``"channel"`` is one scale per output channel, ``"b32"`` one per 32 consecutive inputs of a channel.
     ``symmetric`` integers have no zero point. ``rounding`` ``"kmeans"`` stores indices into a codebook of the layer's
@@ -96,6 +96,11 @@ class WeightSpec:
             raise JobError("zero points of weights ('-asym') come with blocks only: '-b32', '-b64' or '-b128'")
         if self.smoothing is not None and not 0 < self.smoothing < 1:
             raise JobError(f"a smoothing of {self.smoothing:g} is not between 0 and 1")
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits that a weight takes in the file."""
+        return 8 if self.bits == 7 else self.bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,8 +146,8 @@ class Scheme:
 
     @property
     def weight_bits(self) -> int:
-        """Bits per stored weight: 32, 16, 8, 4 or 2."""
-        return 32 if self.weight is None else self.weight.bits
+        """Bits per stored weight: 32, 16, 8, 4 or 2. 7-bit weights are stored in 8."""
+        return 32 if self.weight is None else self.weight.stored_bits
 
     @property
     def family(self) -> str:

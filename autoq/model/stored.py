@@ -49,7 +49,7 @@ class Stored:
         stem = self._stem(layer)
         target = f"{stem}::f32"
         if self._begin(target):
-            self._integers(f"{stem}::w", spec.bits, weight.values)
+            self._integers(f"{stem}::w", spec.stored_bits, weight.values)
             self.array(f"{stem}::s", weight.scale.reshape(_broadcast_shape(weight)))
             self._node("Cast", [f"{stem}::w"], f"{stem}::c", to=TensorProto.FLOAT)
             self._node("Mul", [f"{stem}::c", f"{stem}::s"], target)
@@ -101,8 +101,8 @@ class Stored:
         target = f"{stem}::dq"
         if self._begin(target):
             integers = f"{stem}::w"
-            self._integers(integers, spec.bits, weight.values)
-            if spec.bits < 8:  # folds when the session loads: int8 kernels, 4 or 2 bits on disk
+            self._integers(integers, spec.stored_bits, weight.values)
+            if spec.stored_bits < 8:  # folds when the session loads: int8 kernels, 4 or 2 bits on disk
                 self._node("Cast", [integers], f"{stem}::i8", to=TensorProto.INT8)
                 integers = f"{stem}::i8"
             scale = weight.scale if weight.axis is not None else weight.scale.reshape(())

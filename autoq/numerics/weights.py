@@ -28,6 +28,7 @@ __all__ = [
 # clipping a large weight and rounding a small one trade differently.
 _GPTQ_CANDIDATES = {
     8: (1.0,),
+    7: (1.0,),
     4: (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15),
     2: (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4),
 }
@@ -62,7 +63,7 @@ def quantize_weight(
     groups: int = 1,
     output_axis: int | None = None,
 ) -> QuantizedWeight:
-    """``weight`` as ``bits``-bit integers (8, 4 or 2).
+    """``weight`` as ``bits``-bit integers (8, 7, 4 or 2).
 
     ``axis`` is the axis of the scales, the layer's output channels: 0 for a Conv ``[O, I/groups, k...]``, 1 for a
     MatMul ``[K, N]`` or a ConvTranspose ``[I, O/groups, k...]``; ``None`` for one scale. All other axes, flattened, are

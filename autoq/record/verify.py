@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from autoq.core.identity import sha256_hex
 from autoq.core.scheme import Scheme
 from autoq.errors import AutoqError, RunError, TrialError
+from autoq.numerics.scales import WEIGHT_LEVELS
 from autoq.record.manifest import activation_scales, read_manifest
 from autoq.runtime.data import load_split
 from autoq.runtime.executed import Executed, LayerNames, executed_kernels
@@ -144,7 +145,7 @@ def _weight_problem(record: dict[str, Any], graph: onnx.GraphProto) -> str:
     """What is wrong with the weight that a layer's node reads in the file, or nothing."""
     scheme, weight = Scheme.parse(record["scheme"]), record["weight"]
     producers = {name: node for node in graph.node for name in node.output}
-    stored = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    stored = {tensor.name: tensor for tensor in graph.initializer}
     node = next((node for node in graph.node if node.name == record["node"]), None)
     if node is None or record["weight_index"] >= len(node.input):
         return "the file has no such node"
@@ -155,11 +156,16 @@ def _weight_problem(record: dict[str, Any], graph: onnx.GraphProto) -> str:
         return "its weight is computed at every inference, from no stored one"
     if name != weight and not name.startswith(f"{weight}::"):
         return f"reads the weight {name!r}, not its own"
-    kind = TensorProto.DataType.Name(stored[name])
+    kind = TensorProto.DataType.Name(stored[name].data_type)
     expected = _STORED.get(scheme.weight_bits)
+    if scheme.weight is not None and scheme.weight.bits == 7 and stored[name].data_type == expected:
+        low, high = WEIGHT_LEVELS[7]
+        values = numpy_helper.to_array(stored[name])
+        if values.min(initial=0) < low or values.max(initial=0) > high:
+            return f"asked for 7-bit weights, the file's go from {values.min()} to {values.max()}"
     if expected is None and name != weight:
         return f"asked for float32 weights, the file holds {kind}"
-    if expected is not None and stored[name] != expected:
+    if expected is not None and stored[name].data_type != expected:
         return f"asked for {scheme.weight_bits}-bit weights, the file holds {kind}"
     return ""
 

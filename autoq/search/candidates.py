@@ -24,11 +24,15 @@ _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidates:
-    """One layer's choices in the space's order, and the schemes that it cannot have, each with the reason."""
+    """One layer's choices in the space's order, and the schemes that it cannot have, each with the reason.
+
+    ``replaced`` has the schemes of the space for which another stands in, and that one, whether kept or refused.
+    """
 
     layer: Layer
     schemes: tuple[Scheme, ...]
     refused: tuple[tuple[Scheme, str], ...] = ()
+    replaced: tuple[tuple[Scheme, Scheme], ...] = ()
 
 
 def candidates(
@@ -81,15 +85,18 @@ def _candidates(
 ) -> Candidates:
     kept: dict[Scheme, None] = {}
     refused: list[tuple[Scheme, str]] = []
+    replaced: list[tuple[Scheme, Scheme]] = []
     for listed in space.schemes_for(layer.name, layer.op_type):
-        scheme = _with_possible_rounding(layer, listed)
+        scheme = _with_possible_rounding(layer, profile.instead_of(listed))
+        if scheme != listed:
+            replaced.append((listed, scheme))
         why = _model_problem(graph, layer, scheme, opset) or profile.legal(layer.op_type, scheme)
         why = why or (int2_problem if scheme.weight_bits == 2 else "")
         if why:
             refused.append((scheme, why))
         else:
             kept.setdefault(scheme)
-    return Candidates(layer=layer, schemes=tuple(kept) or (FLOAT32,), refused=tuple(refused))
+    return Candidates(layer=layer, schemes=tuple(kept) or (FLOAT32,), refused=tuple(refused), replaced=tuple(replaced))
 
 
 def _with_possible_rounding(layer: Layer, scheme: Scheme) -> Scheme:
@@ -125,8 +132,7 @@ def _unbuilt(scheme: Scheme) -> bool:
     if weight is None:
         return False
     return (
-        weight.bits == 7
-        or weight.granularity in BLOCKS
+        weight.granularity in BLOCKS
         or weight.rounding not in ("nearest", "gptq")
         or weight.bias_correction
         or weight.smoothing is not None
@@ -139,7 +145,7 @@ def _model_problem(graph: Graph, layer: Layer, scheme: Scheme, opset: int) -> st
         return f"{scheme} cannot be built yet"
     if scheme.activation is not None and layer.integer_problem:
         return layer.integer_problem
-    if scheme.weight is not None and scheme.weight.bits < 8 and opset < TARGET_OPSET:
+    if scheme.weight is not None and scheme.weight_bits < 8 and opset < TARGET_OPSET:
         return f"the model stayed at opset {opset}; {scheme.weight.bits}-bit weights need {TARGET_OPSET}"
     if scheme.weight is not None and scheme.weight.bits == 16:
         weight = graph.constant(layer.weight)

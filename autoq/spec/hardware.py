@@ -19,7 +19,7 @@ from autoq.errors import JobError
 from autoq.spec.checking import AsTuple, Count, Fields, Text, nearest, show, validate
 from autoq.spec.document import read_mapping
 from autoq.spec.job import LatencyChoice
-from autoq.spec.resources import find_named
+from autoq.spec.resources import find_named, named
 from autoq.spec.schemes import all_schemes, glob_problem, matches, nearest_scheme, without_calibration
 
 Kind = Literal["cpu", "gpu", "npu"]
@@ -68,11 +68,12 @@ class LatencySettings(Fields):
 
 
 class Match(Fields):
-    """How the machine is known: an empty list asks for nothing."""
+    """How the machine is known: at least one, all and none of the flags; an empty list asks for nothing."""
 
     arch: Names = ()
     any_cpu_flags: Names = ()
     all_cpu_flags: Names = ()
+    no_cpu_flags: Names = ()
 
 
 class _ProfileFields(Fields):
@@ -85,11 +86,15 @@ class _ProfileFields(Fields):
     match: Match = Match()
     ops: Annotated[dict[Text, OpRules], Field(min_length=1)] = Field(examples=["{Conv: {allow: [float32, w8a8]}}"])
     cost: dict[Text, Any] = Field(default_factory=dict)
+    instead: dict[Text, Text] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """A checked hardware profile. ``costs`` maps (op type, or ``""`` for all, and scheme text) to a modelled cost."""
+    """A checked hardware profile. ``costs`` maps (op type, or ``""`` for all, and scheme text) to a modelled cost.
+
+    ``instead`` maps families of schemes to those that stand in for them here: ``{"w8a8": "w7a8"}``.
+    """
 
     name: str
     kind: Kind
@@ -99,6 +104,15 @@ class Profile:
     match: Match
     ops: Mapping[str, OpRules]
     costs: Mapping[tuple[str, str], float]
+    instead: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def instead_of(self, scheme: Scheme) -> Scheme:
+        """What a layer gets here where a space says ``scheme``: that, or the same options on other weights."""
+        family = self.instead.get(scheme.family)
+        if family is None or scheme.weight is None:
+            return scheme
+        bits = int(family[1])
+        return dataclasses.replace(scheme, weight=dataclasses.replace(scheme.weight, bits=bits))  # type: ignore[arg-type]
 
     def legal(self, op_type: str, scheme: Scheme) -> str | None:
         """``None`` where a layer of ``op_type`` may have ``scheme`` here; else why not, in words."""
@@ -136,6 +150,9 @@ class Profile:
         missing = [flag for flag in all_of if flag.lower() not in flags]
         if missing:
             problems.append(f"the CPU lacks {', '.join(missing)}")
+        unwanted = [flag for flag in self.match.no_cpu_flags if flag.lower() in flags]
+        if unwanted:
+            problems.append(f"the CPU has {', '.join(unwanted)}")
         return problems
 
     def to_dict(self) -> dict[str, Any]:
@@ -147,6 +164,7 @@ class Profile:
             "latency": self.latency.model_dump(mode="json"),
             "ops": {op: rules.model_dump(mode="json") for op, rules in self.ops.items()},
             "costs": {f"{op}:{text}": cost for (op, text), cost in self.costs.items()},
+            **({"instead": dict(self.instead)} if self.instead else {}),
         }
 
 
@@ -158,6 +176,7 @@ def load_profile(name_or_path: str | Path, base_dir: str | Path) -> Profile:
     path = find_named("hardware_profiles", name_or_path, Path(base_dir))
     fields = validate(_ProfileFields, read_mapping(path, "hardware profile"), str(path))
     costs, problems = _read_costs(fields.cost)
+    problems += _instead_problems(fields.instead)
     for op, rules in fields.ops.items():
         if op not in LAYER_OPS:
             problems.append(f"ops: no layer is a {show(op)}{nearest(op, LAYER_OPS)}; known: {', '.join(LAYER_OPS)}")
@@ -173,12 +192,36 @@ def load_profile(name_or_path: str | Path, base_dir: str | Path) -> Profile:
         match=fields.match,
         ops=fields.ops,
         costs=costs,
+        instead=fields.instead,
     )
     if not problems:
         problems = _unpriced(profile)
     if problems:
         raise JobError("\n".join(f"{path}: {problem}" for problem in problems))
     return profile
+
+
+def _instead_problems(instead: Mapping[str, str]) -> list[str]:
+    """Families that are none, or that do not take the same options."""
+    options: dict[str, set[str]] = {}
+    for scheme in all_schemes():
+        if scheme.weight is not None and scheme.weight.bits != 16:
+            options.setdefault(scheme.family, set()).add(str(scheme).removeprefix(scheme.family))
+    problems = []
+    for family, other in instead.items():
+        unknown = [name for name in (family, other) if name not in options]
+        if unknown:
+            known = ", ".join(options)
+            problems.append(f"instead: {show(unknown[0])} is no family of schemes with integer weights; known: {known}")
+        elif not options[family] <= options[other]:
+            example = min(options[family] - options[other], key=len)
+            problems.append(f"instead.{family}: {other} cannot stand in for it, since {other}{example} is no scheme")
+    return problems
+
+
+def fitting_profiles(arch: str, cpu_flags: Collection[str]) -> list[str]:
+    """Those that come with autoq and describe a machine with this architecture and these CPU flags, by name."""
+    return [name for name in named("hardware_profiles") if not load_profile(name, ".").match_problems(arch, cpu_flags)]
 
 
 def _read_costs(values: Mapping[str, Any]) -> tuple[dict[tuple[str, str], float], list[str]]:
@@ -226,9 +269,11 @@ def _cost_names(scheme: Scheme) -> list[str]:
     weight = dataclasses.replace(scheme.weight, rounding="nearest", bias_correction=False, smoothing=None)
     activation = scheme.activation and dataclasses.replace(scheme.activation, smoothing=None)
     plain = without_calibration(Scheme(weight=weight, activation=activation))
+    names = [text, plain, plain.removesuffix("-tensor"), scheme.family]
     if scheme.activation is not None and scheme.activation.dynamic:
-        return [f"{text}@dynamic", f"{plain}@dynamic", f"{scheme.family}@dynamic", text, plain, scheme.family]
-    return [text, plain, plain.removesuffix("-tensor"), scheme.family]
+        names = [f"{text}@dynamic", f"{plain}@dynamic", f"{scheme.family}@dynamic", text, plain, scheme.family]
+    # 7-bit weights are 8-bit ones to the kernels.
+    return [*names, *(name.replace("w7", "w8", 1) for name in names)] if scheme.weight.bits == 7 else names
 
 
 def _unpriced(profile: Profile) -> list[str]:

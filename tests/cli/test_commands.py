@@ -100,6 +100,18 @@ def test_layers_for_people_and_for_programs(shared: Path, capsys: pytest.Capture
     assert "w8a8@minmax" in found[0]["schemes"]
 
 
+def test_layers_says_what_a_profile_puts_in_the_place_of_what(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("layers", shared / "small.onnx", "--hardware", "cpu-x86-avx2-onnxruntime", "--space", "int8")
+    done = call(capsys, *command)
+    assert_good(done)
+    assert "what the space calls w8a8 is w7a8" in done.out
+    done = call(capsys, *command, "--json")
+    assert_good(done)
+    (conv, *_) = json.loads(done.out)
+    assert "w7a8@minmax" in conv["schemes"] and "w8a8@minmax" not in conv["schemes"]
+    assert conv["replaced"]["w8a8@minmax"] == "w7a8@minmax"
+
+
 def test_a_search_without_an_out_folder_makes_a_new_one_in_runs(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,7 +29,8 @@ INTEGER = [
         (8, 4, 2), ("", "-s8"), ("", "-tensor"), (("", "minmax"), ("-gptq", "percentile99.9"))
     )
 ]
-SCHEMES = ["float32", "float16", *WEIGHT_ONLY, *INTEGER]
+SEVEN = ["w7a8@minmax", "w7a8-s8-tensor-gptq@percentile99.9"]
+SCHEMES = ["float32", "float16", *WEIGHT_ONLY, *INTEGER, *SEVEN]
 
 # Where the exact quotient is this close to a half, the last place of float32 decides which way an integer kernel
 # rounds: ONNX says "round half to even" of a real number, and leaves open in which precision the factor of the two

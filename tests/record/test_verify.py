@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -203,6 +204,25 @@ def test_a_changed_activation_scale_is_caught(copy: Path) -> None:
     assert {name for name, status in statuses(found).items() if status == "failed"} == {"scales"}
     check = next(check for check in found.checks if check.name == "scales")
     assert names[0] in check.found
+
+
+def test_weights_beyond_seven_bits_are_caught(copy: Path) -> None:
+    def ask(manifest: dict[str, Any]) -> None:
+        (layer,) = [layer for layer in manifest["layers"] if layer["layer"] == "conv1"]
+        layer["scheme"] = layer["scheme"].replace("w8a8", "w7a8")
+
+    rewrite(copy, ask)
+    (wrong,) = [layer for layer in verify(copy, metric=False).layers if layer.problem]
+    assert wrong.layer == "conv1"
+    assert re.fullmatch(r"asked for 7-bit weights, the file's go from -?\d+ to -?\d+", wrong.problem)
+
+    def halve(model: onnx.ModelProto) -> None:
+        (dequantize,) = weight_chain(model, "conv1")
+        stored = tensor_of(model, dequantize.input[0])
+        stored.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(stored) // 2, stored.name))
+
+    tamper(copy, halve)
+    assert not any(layer.problem for layer in verify(copy, metric=False).layers)
 
 
 def test_weights_at_other_bits_than_asked_for_are_caught(copy: Path) -> None:

@@ -93,6 +93,23 @@ def test_float16_holds_no_such_number(cpu: Profile) -> None:
     assert "65504" in reasons(entry)["float16"]
 
 
+def test_the_profile_puts_another_scheme_in_place_of_one() -> None:
+    net = Net()
+    up = net.add("ConvTranspose", net.input("rows", 4, 6, 6), net.weight(4, 2, 2, 2, name="up.weight"))
+    model = net.model(net.conv(up, 2, 4), up)
+    profile = load_profile("cpu-x86-avx2-onnxruntime", ".")
+    listed = ("float32", "w8", "w8a8@minmax", "w8a8-s8-gptq@mse", "w7a8@minmax", "w4a8@minmax")
+    up_found, conv = found_in(model, space_of(*listed), profile).values()
+    assert texts(conv) == ["float32", "w8", "w7a8@minmax", "w7a8-s8-gptq@mse", "w4a8@minmax"]
+    assert [(str(a), str(b)) for a, b in conv.replaced] == [
+        ("w8a8@minmax", "w7a8@minmax"),
+        ("w8a8-s8-gptq@mse", "w7a8-s8-gptq@mse"),
+    ]
+    # What is refused is told by the name that it has here, and so is what GPTQ is not for.
+    assert list(reasons(up_found)) == ["w7a8@minmax", "w7a8-s8@mse", "w4a8@minmax"]
+    assert ("w8a8-s8-gptq@mse", "w7a8-s8@mse") in [(str(a), str(b)) for a, b in up_found.replaced]
+
+
 def test_gptq_needs_room_for_its_matrix(cpu: Profile) -> None:
     net = Net()
     y = net.add("MatMul", net.input("rows", 8193), net.weight(8193, 2))

@@ -11,7 +11,7 @@ import yaml
 from autoq.core.layer import LAYER_OPS
 from autoq.core.scheme import FLOAT32, Scheme
 from autoq.errors import JobError
-from autoq.spec.hardware import Profile, load_profile
+from autoq.spec.hardware import Profile, fitting_profiles, load_profile
 from autoq.spec.job import LatencyChoice
 from autoq.spec.resources import named
 from autoq.spec.schemes import all_schemes
@@ -63,6 +63,8 @@ def test_cost_takes_the_most_specific_figure(tmp_path: Path) -> None:
         ("MatMul", "w8a8-gptq@mse"): 0.3,
         ("MatMul", "w8a8-tensor-gptq@mse"): 0.25,
         ("MatMul", "w8a8-s8-tensor@mse"): 0.9,
+        ("MatMul", "w7a8-tensor@mse"): 0.25,
+        ("MatMul", "w7a8@dynamic"): 0.3,
     }
     assert {key: profile.cost(key[0], scheme(key[1])) for key in expected} == expected
 
@@ -101,16 +103,50 @@ def test_the_x86_profile_states_what_was_measured(tmp_path: Path) -> None:
     profile = load_profile("cpu-x86-onnxruntime", tmp_path)
     for each in all_schemes():
         # 7 bits are for CPUs without VNNI.
-        assert (profile.legal("Conv", each) is None) == (each.weight_bits != 7)
+        assert (profile.legal("Conv", each) is None) == (each.weight is None or each.weight.bits != 7)
         reason = profile.legal("ConvTranspose", each)
         assert (reason is None) == (each.activation is None)
         assert reason is None or "no integer ConvTranspose" in reason
         if each.activation is None:
             assert profile.cost("Conv", each) == 1.0
-        elif each.weight_bits != 7:
+        elif each.weight is not None and each.weight.bits != 7:
             assert profile.cost("Conv", each) == (0.8 if each.activation.signed else 0.42)
             assert profile.cost("depthwise Conv", each) > 1
     assert profile.match_problems("x86_64", ["avx2"]) == ["the CPU has none of avx512_vnni, avx_vnni"]
+
+
+NO_VNNI = ["sse4_2", "avx2", "fma"]
+
+
+def test_one_cpu_is_one_profile() -> None:
+    by_flags = {
+        (): [],
+        ("sse4_2",): [],
+        tuple(NO_VNNI): ["cpu-x86-avx2-onnxruntime"],
+        (*NO_VNNI, "avx512f"): ["cpu-x86-avx2-onnxruntime"],
+        (*NO_VNNI, "avx_vnni"): ["cpu-x86-onnxruntime"],
+        (*NO_VNNI, "avx512f", "avx512_vnni"): ["cpu-x86-onnxruntime"],
+    }
+    for flags, expected in by_flags.items():
+        assert [name for name in fitting_profiles("x86_64", flags) if name.startswith("cpu-x86")] == expected
+    profile = load_profile("cpu-x86-avx2-onnxruntime", ".")
+    assert profile.match_problems("x86_64", [*NO_VNNI, "avx_vnni"]) == ["the CPU has avx_vnni"]
+
+
+def test_without_vnni_weights_have_seven_bits(tmp_path: Path) -> None:
+    profile = load_profile("cpu-x86-avx2-onnxruntime", tmp_path)
+    for each in all_schemes():
+        here = profile.instead_of(each)
+        if each.family == "w8a8":
+            assert str(here) == str(each).replace("w8a8", "w7a8")
+            assert profile.legal("Conv", each) is not None  # what a space cannot ask for by another name, either
+            assert profile.legal("Conv", here) is None
+        else:
+            assert here == each
+    assert profile.to_dict()["instead"] == {"w8a8": "w7a8"}
+    vnni = load_profile("cpu-x86-onnxruntime", tmp_path)
+    assert all(vnni.instead_of(each) == each for each in all_schemes())
+    assert "instead" not in vnni.to_dict()
 
 
 @pytest.mark.parametrize(
@@ -137,6 +173,11 @@ def test_the_x86_profile_states_what_was_measured(tmp_path: Path) -> None:
         ({"cost": {"Conv": {"w8": "fast"}}}, "cost.Conv.w8: must be a number above 0"),
         ({"latency": {"batch": 0}}, "latency.batch: must be greater than or equal to 1"),
         ({"match": {"cpu": ["x"]}}, "match.cpu: unknown field"),
+        ({"instead": {"w9": "w8"}}, "instead: 'w9' is no family of schemes with integer weights; known: w8, "),
+        ({"instead": {"w8a8": "float16"}}, "instead: 'float16' is no family"),
+        ({"instead": {"w8a8": "w8"}}, "instead.w8a8: w8 cannot stand in for it, since w8@.* is no scheme"),
+        ({"instead": {"w4": "w8"}}, "instead.w4: w8 cannot stand in for it, since w8-.* is no scheme"),
+        ({"instead": {"w8a8": 7}}, "instead.w8a8: must be text"),
     ],
 )
 def test_wrong_profiles(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
