@@ -145,6 +145,11 @@ class Scheme:
             raise JobError("smoothing moves outliers of 8-bit activations into the weights: both have it, or none")
 
     @property
+    def calibrated(self) -> ActivationSpec | None:
+        """The 8-bit activations whose range calibration fixes, hence those that Q/DQ pairs are placed for."""
+        return None if self.activation is None or self.activation.dynamic else self.activation
+
+    @property
     def weight_bits(self) -> int:
         """Bits per stored weight: 32, 16, 8, 4 or 2. 7-bit weights are stored in 8."""
         return 32 if self.weight is None else self.weight.stored_bits

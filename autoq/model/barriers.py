@@ -29,7 +29,7 @@ def barriers(
     graph: Graph, layers: Sequence[Layer], placer: Placer, placement: Placement, policy: Mapping[str, Scheme]
 ) -> Barriers:
     """The barriers that a policy's placement needs."""
-    made, active = placement.integer_made, {layer.node for layer in layers if policy[layer.name].activation is not None}
+    made, active = placement.integer_made, {layer.node for layer in layers if policy[layer.name].calibrated is not None}
     before = {
         node.name for node in graph.model.graph.node if must_not_fuse(node) and placer.root(node.input[0]) in made
     }
@@ -37,7 +37,10 @@ def barriers(
     sums: set[str] = set()
     for layer in layers:
         if layer.node not in active:
-            if placer.root(layer.input) in made and _would_be_quantized(graph, layer, placement):
+            floats = (
+                policy[layer.name].activation is None
+            )  # ranges found at run time have kernels that no pair fuses with
+            if floats and placer.root(layer.input) in made and _would_be_quantized(graph, layer, placement):
                 before.add(layer.node)
         elif layer.op_type in ("Gemm", "MatMul") and placer.stored(graph.nodes[layer.node]) not in made:
             reader = graph.sole_consumer(layer.output)

@@ -7,7 +7,8 @@ The forms are those that stock ONNX Runtime executes fast (measured; see docs/lo
 * 4- and 2-bit weights of integer layers: ``Cast`` to int8, which folds when the session loads, then
   ``DequantizeLinear``: full int8 speed at 4 or 2 bits on disk;
 * weight-only: ``Cast`` to float32 and ``Mul`` by the scales, both folded when the session loads: full float speed;
-* float16: one ``Cast``, folded likewise.
+* float16: one ``Cast``, folded likewise;
+* 8-bit activations with ranges found at run time: see :mod:`autoq.model.products`.
 
 Names: a quantized tensor ``T`` has ``T::q`` (integers), ``T::s`` and ``T::z`` (scale, zero point), and ``T::dq`` where
 its float form lives on beside the pair. :mod:`autoq.model.stored` names what belongs to weights.
@@ -29,9 +30,10 @@ from autoq.core.scheme import ActivationSpec, Scheme, WeightSpec
 from autoq.errors import TrialError
 from autoq.model.assemble import assemble, without_notes
 from autoq.model.barriers import barriers
-from autoq.model.graph import Graph
+from autoq.model.graph import Graph, attribute
 from autoq.model.operators import is_carry
 from autoq.model.placement import Placement, Placer
+from autoq.model.products import dynamic_product, found_range
 from autoq.model.stored import Stored
 from autoq.numerics.weights import QuantizedWeight
 
@@ -82,6 +84,7 @@ class _Builder:
         self.layer_at = {layer.node: layer for layer in lowering.layers}
         self.stored = Stored(lowering.layers)
         self.nodes: list[onnx.NodeProto] = []
+        self.ranged: set[str] = set()
 
     def build(self) -> bytes:
         for name in self.graph.inputs:
@@ -115,6 +118,8 @@ class _Builder:
         layer = self.layer_at.get(node.name)
         if layer is not None and layer.op_type == "Gather":
             node = self._look_up(layer, node)
+        elif layer is not None and self._at_run_time(layer):
+            node = self._dynamic(layer, node)
         elif layer is not None:
             self._weight(layer, node)
         for index, name in enumerate(node.output):
@@ -202,13 +207,40 @@ class _Builder:
         if scheme.activation is None:
             node.input[layer.weight_index] = self.stored.weight_only(layer, scheme.weight, weight)
             return
-        bias = None
-        if layer.bias is not None:
-            bias = np.broadcast_to(self._constant(layer.bias).reshape(-1), (layer.channels,))
+        bias = self._bias(layer)
         input_scale = self._affine(self.root(layer.input), scheme.activation)[0]
         node.input[layer.weight_index], bias_name = self.stored.integer(layer, scheme.weight, weight, bias, input_scale)
         if bias_name is not None:
             node.input[2] = bias_name
+
+    def _at_run_time(self, layer: Layer) -> bool:
+        activation = self.policy[layer.name].activation
+        return activation is not None and activation.dynamic
+
+    def _dynamic(self, layer: Layer, node: onnx.NodeProto) -> onnx.NodeProto:
+        """The product of integers whose ranges are found at run time; returns the last of its nodes."""
+        scheme = self.policy[layer.name]
+        assert scheme.weight is not None
+        tensor = node.input[0]
+        if tensor not in self.ranged:
+            self.nodes.append(found_range(tensor))
+            self.ranged.add(tensor)
+        matrix, scales = self.stored.integer_matrix(
+            layer, scheme.weight, self._banked(layer, scheme), transposed=bool(attribute(node, "transB", 0))
+        )
+        bias, name = self._bias(layer), None
+        if bias is not None:
+            name = f"{layer.bias}::{layer.node}::f32"
+            self.stored.array(name, bias)
+        *before, last = dynamic_product(node, tensor, matrix, scales, name)
+        self.nodes += before
+        return last
+
+    def _bias(self, layer: Layer) -> np.ndarray | None:
+        """A layer's own bias, float32 ``[channels]``."""
+        if layer.bias is None:
+            return None
+        return np.broadcast_to(self._constant(layer.bias).reshape(-1), (layer.channels,))
 
     def _look_up(self, layer: Layer, node: onnx.NodeProto) -> onnx.NodeProto:
         """The look-up in a small table, and what makes float32 of the rows taken; returns the last of these nodes."""

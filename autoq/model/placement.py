@@ -3,7 +3,8 @@
 The rules, in the order in which they apply:
 
 1. The tensor that a layer with 8-bit activations reads is quantized, at its *root*: the tensor before all the carry
-   operators (Reshape, Slice, Pad, …) on the way, which then run on integers.
+   operators (Reshape, Slice, Pad, …) on the way, which then run on integers. Activations whose range is found at run
+   time are none of these: to their neighbours, such a layer is one that reads and writes floats.
 2. A Conv with 8-bit activations has its output quantized (after a Relu or Clip that the quantization absorbs), since
    the runtime's integer convolution writes integers. MatMul and Gemm have kernels that write floats.
 3. An integer operator (Add, Mul, Concat, pools) whose output is quantized and whose inputs all come from integers has
@@ -71,17 +72,17 @@ class Placer:
     def canonical(self, policy: Policy) -> Policy:
         """``policy`` with equal schemes where the graph forces them to be equal.
 
-        Layers that share a weight share how it is stored; layers that read one tensor share its calibration; a file has
-        one type of activations. The earlier layer decides.
+        Layers that share a weight share how it is stored; layers that read one tensor share its calibration, if they do
+        not find its range at run time; a file has one type of calibrated activations. The earlier layer decides.
         """
         schemes: dict[str, Scheme] = {}
         inputs: dict[str, ActivationSpec] = {}
         signed: bool | None = None
         for layer in self.layers:
             scheme = schemes[layer.tied_to] if layer.tied_to else policy[layer.name]
-            if scheme.activation is not None:
-                signed = scheme.activation.signed if signed is None else signed
-                wanted = dataclasses.replace(scheme.activation, signed=signed)
+            if scheme.calibrated is not None:
+                signed = scheme.calibrated.signed if signed is None else signed
+                wanted = dataclasses.replace(scheme.calibrated, signed=signed)
                 activation = inputs.setdefault(self.root(layer.input), wanted)
                 scheme = dataclasses.replace(scheme, activation=activation)
             schemes[layer.name] = scheme
@@ -89,7 +90,7 @@ class Placer:
 
     def place(self, policy: Mapping[str, Scheme]) -> Placement:
         """The placement for a canonical policy."""
-        active = [layer for layer in self.layers if policy[layer.name].activation is not None]
+        active = [layer for layer in self.layers if policy[layer.name].calibrated is not None]
         specs: dict[str, ActivationSpec] = {}
         for layer in active:
             specs.setdefault(self.root(layer.input), _activation(policy, layer))
@@ -136,6 +137,6 @@ class Placer:
 
 
 def _activation(policy: Mapping[str, Scheme], layer: Layer) -> ActivationSpec:
-    activation = policy[layer.name].activation
+    activation = policy[layer.name].calibrated
     assert activation is not None
     return activation

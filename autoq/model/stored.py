@@ -61,13 +61,8 @@ class Stored:
         So the table stays small in memory, too: 4 and 2 bits are widened to int8 when the session loads, no further.
         """
         stem = self._stem(layer)
-        integers = f"{stem}::w"
-        if self._begin(f"{stem}::table"):
-            self._integers(integers, spec.bits, weight.values)
-            self.array(f"{stem}::s", weight.scale.reshape(_broadcast_shape(weight)))
-            if spec.bits < 8:
-                self._node("Cast", [integers], f"{stem}::i8", to=TensorProto.INT8)
-        return (integers if spec.bits == 8 else f"{stem}::i8"), f"{stem}::s"
+        self.array(f"{stem}::s", weight.scale.reshape(_broadcast_shape(weight)))
+        return self._int8(stem, spec, weight), f"{stem}::s"
 
     def integer(
         self,
@@ -92,6 +87,21 @@ class Stored:
         # Without a written zero point ONNX Runtime leaves Gemm and MatMul in float; a Conv needs none.
         return self._integer_weight(stem, spec, weight, zero_point=layer.op_type != "Conv"), target
 
+    def integer_matrix(
+        self, layer: Layer, spec: WeightSpec, weight: QuantizedWeight, *, transposed: bool
+    ) -> tuple[str, str]:
+        """The int8 matrix ``[K, N]`` and its scales (``[N]``, or one) that an integer product reads.
+
+        ``transposed`` says that the weight is ``[N, K]``. What turns it round and widens 4 and 2 bits folds when the
+        session loads.
+        """
+        stem = self._stem(layer)
+        name = self._int8(stem, spec, weight)
+        if transposed and self._begin(f"{stem}::t"):
+            self._node("Transpose", [name], f"{stem}::t", perm=[1, 0])
+        self._scale(stem, weight)
+        return (f"{stem}::t" if transposed else name), f"{stem}::s"
+
     def array(self, name: str, value: np.ndarray) -> None:
         """Stores ``value`` unless something is stored under ``name`` already."""
         if name not in self.initializers:
@@ -100,19 +110,26 @@ class Stored:
     def _integer_weight(self, stem: str, spec: WeightSpec, weight: QuantizedWeight, *, zero_point: bool) -> str:
         target = f"{stem}::dq"
         if self._begin(target):
-            integers = f"{stem}::w"
-            self._integers(integers, spec.stored_bits, weight.values)
-            if spec.stored_bits < 8:  # folds when the session loads: int8 kernels, 4 or 2 bits on disk
-                self._node("Cast", [integers], f"{stem}::i8", to=TensorProto.INT8)
-                integers = f"{stem}::i8"
-            scale = weight.scale if weight.axis is not None else weight.scale.reshape(())
-            self.array(f"{stem}::s", scale)
+            integers, scale = self._int8(stem, spec, weight), self._scale(stem, weight)
             inputs = [integers, f"{stem}::s"]
             if zero_point:
                 self.array(f"{stem}::z", np.zeros(scale.shape, np.int8))
                 inputs.append(f"{stem}::z")
             self._dequantize(inputs, target, weight.axis)
         return target
+
+    def _int8(self, stem: str, spec: WeightSpec, weight: QuantizedWeight) -> str:
+        """The tensor that holds the integers as int8, in the weight's own shape."""
+        if self._begin(f"{stem}::w"):
+            self._integers(f"{stem}::w", spec.stored_bits, weight.values)
+            if spec.stored_bits < 8:  # folds when the session loads: int8 kernels, 4 or 2 bits on disk
+                self._node("Cast", [f"{stem}::w"], f"{stem}::i8", to=TensorProto.INT8)
+        return f"{stem}::w" if spec.stored_bits == 8 else f"{stem}::i8"
+
+    def _scale(self, stem: str, weight: QuantizedWeight) -> np.ndarray:
+        scale = weight.scale if weight.axis is not None else weight.scale.reshape(())
+        self.array(f"{stem}::s", scale)
+        return scale
 
     def _bias(self, layer: Layer, weight: QuantizedWeight, bias: np.ndarray, input_scale: np.float32) -> str:
         stem = f"{layer.bias}::{layer.node}"

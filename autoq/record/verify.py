@@ -24,7 +24,7 @@ from autoq.spec.job import load_job
 Status = Literal["ok", "failed", "skipped"]
 
 # What stands between a stored weight and the layer that reads it.
-_UNPACKING = frozenset(["Cast", "DequantizeLinear", "Mul"])
+_UNPACKING = frozenset(["Cast", "DequantizeLinear", "Mul", "Transpose"])
 _STORED = {8: TensorProto.INT8, 4: TensorProto.INT4, 2: TensorProto.INT2, 16: TensorProto.FLOAT16}
 
 

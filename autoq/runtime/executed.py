@@ -40,7 +40,7 @@ FLOAT_KERNELS = frozenset(
     }
 )
 # What turns stored weights into others. In front of a layer at run time, it is paid for at every inference.
-_CONVERSIONS = frozenset(["Cast", "DequantizeLinear", "Gather", "Mul"])
+_CONVERSIONS = frozenset(["Cast", "DequantizeLinear", "Gather", "Mul", "Transpose"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -73,8 +73,8 @@ def weight_specs(found: Sequence[Candidates]) -> list[tuple[Layer, WeightSpec]]:
 
 
 def activation_specs(found: Sequence[Candidates]) -> list[ActivationSpec]:
-    """Every activation scheme in use, as canonical policies may name it on any tensor."""
-    specs = {scheme.activation for entry in found for scheme in entry.schemes if scheme.activation is not None}
+    """Every calibrated activation scheme in use, as canonical policies may name it on any tensor."""
+    specs = {scheme.calibrated for entry in found for scheme in entry.schemes if scheme.calibrated is not None}
     signs = {spec.signed for spec in specs}
     mixed = {dataclasses.replace(spec, signed=signed) for spec in specs for signed in signs}
     return sorted(mixed, key=lambda spec: (spec.signed, str(spec.calibration)))
@@ -136,7 +136,6 @@ def _unbuilt(scheme: Scheme) -> bool:
         or weight.rounding not in ("nearest", "gptq")
         or weight.bias_correction
         or weight.smoothing is not None
-        or (scheme.activation is not None and scheme.activation.dynamic)
     )
 
 
@@ -145,6 +144,8 @@ def _model_problem(graph: Graph, layer: Layer, scheme: Scheme, opset: int) -> st
         return f"{scheme} cannot be built yet"
     if scheme.activation is not None and layer.integer_problem:
         return layer.integer_problem
+    if scheme.activation is not None and scheme.activation.dynamic and layer.op_type == "Conv":
+        return "ranges found at run time are for MatMul and Gemm: convolutions would run slower than in float32"
     if scheme.weight is not None and scheme.weight_bits < 8 and opset < TARGET_OPSET:
         return f"the model stayed at opset {opset}; {scheme.weight.bits}-bit weights need {TARGET_OPSET}"
     if scheme.weight is not None and scheme.weight.bits == 16:

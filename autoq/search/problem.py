@@ -50,11 +50,11 @@ class Problem:
     def schemes(self) -> list[Scheme]:
         """Every scheme that a canonical policy can hold: a layer may take over another's calibration."""
         listed = list(dict.fromkeys(scheme for entry in self.candidates for scheme in entry.schemes))
-        activations = dict.fromkeys(scheme.activation for scheme in listed if scheme.activation is not None)
+        activations = dict.fromkeys(scheme.calibrated for scheme in listed if scheme.calibrated is not None)
         mixed = [
             dataclasses.replace(scheme, activation=activation)
             for scheme in listed
-            if scheme.activation is not None
+            if scheme.calibrated is not None
             for activation in activations
         ]
         return list(dict.fromkeys([FLOAT32, *listed, *mixed]))
