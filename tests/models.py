@@ -121,7 +121,7 @@ def lowered(model: onnx.ModelProto, schemes: Iterable[str], feeds: Mapping[str, 
     graph = Graph(prepare(model).model)
     layers = read_layers(graph)
     parsed = tuple(dict.fromkeys(Scheme.parse(text) for text in schemes))
-    found = [Candidates(layer=layer, schemes=parsed) for layer in layers]
+    found = [Candidates(layer=layer, schemes=tuple(s for s in parsed if _can_round(layer, s))) for layer in layers]
     wanted = weight_specs(found)
     tensors = Placer(graph, layers).tensors_to_calibrate()
     rounded = {layer.name: layer for layer, spec in wanted if spec.rounding == "gptq"}
@@ -132,6 +132,10 @@ def lowered(model: onnx.ModelProto, schemes: Iterable[str], feeds: Mapping[str, 
     return Lowered(
         graph=graph, layers=layers, lowering=Lowering(graph, layers, affines, bank.entries), feeds=dict(feeds)
     )
+
+
+def _can_round(layer: Layer, scheme: Scheme) -> bool:
+    return scheme.weight is None or scheme.weight.rounding == "nearest" or layer.op_type != "ConvTranspose"
 
 
 def run(model: onnx.ModelProto | bytes, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

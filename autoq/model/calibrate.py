@@ -21,6 +21,7 @@ from autoq.errors import DataError
 from autoq.model.graph import Graph
 from autoq.model.lower import Affine
 from autoq.model.moments import SecondMoment
+from autoq.model.operators import least_that_counts
 from autoq.numerics.affine import activation_affine
 from autoq.numerics.histogram import TensorStatistics
 from autoq.numerics.ranges import clip_range
@@ -56,19 +57,22 @@ def calibrate(
 ) -> Calibration:
     """Runs the float model over ``batches`` and collects the statistics of ``tensors`` and ``moment_layers``.
 
-    Second moments use the first ``moment_rows`` rows only: they cost more than ranges and settle sooner.
+    Values that no reader can tell apart count as one (:func:`autoq.model.operators.least_that_counts`). Second moments
+    use the first ``moment_rows`` rows only: they cost more than ranges and settle sooner.
     ``on_batch`` is told the rows done so far. Raises :class:`DataError` when an activation is NaN or infinite.
     """
     layer_inputs = [layer.input for layer in moment_layers]
     runner = _Runner(graph, [*tensors, *layer_inputs], threads=threads)
     statistics = {name: TensorStatistics.empty() for name in tensors}
+    floors = {name: floor for name in tensors if (floor := least_that_counts(graph, name)) is not None}
     moments = {layer.name: SecondMoment.of_layer(layer, graph) for layer in moment_layers}
     rows = 0
     for index, batch in enumerate(batches):
         for values in runner.parts(batch, index):
             for name in tensors:
                 # Parts of one batch merge: how a batch is divided changes nothing.
-                statistics[name] = _updated(statistics[name], name, values[name], index)
+                counted = np.maximum(values[name], floors[name]) if name in floors else values[name]
+                statistics[name] = _updated(statistics[name], name, counted, index)
             for layer in moment_layers if rows < moment_rows else ():
                 moments[layer.name].update(values[layer.input])
         rows += _rows(batch)

@@ -16,6 +16,8 @@ from onnxscript import optimizer, rewriter
 from onnxscript.rewriter import pattern
 from onnxscript.rewriter.rules import common as rules
 
+from autoq.model import fold_activations
+
 FOLD_LIMIT = 2**26
 """Constants of up to this many elements are folded: large enough for the transposed weights exporters leave behind."""
 
@@ -97,10 +99,6 @@ def _matmul_and_bias(op: Any, x: ir.Value, weight: ir.Value, bias: ir.Value) -> 
     return op.Add(op.MatMul(x, weight), bias)
 
 
-def _bias_and_matmul(op: Any, x: ir.Value, weight: ir.Value, bias: ir.Value) -> ir.Value:
-    return op.Add(bias, op.MatMul(x, weight))
-
-
 def _gemm(op: Any, x: ir.Value, weight: ir.Value, bias: ir.Value) -> ir.Value:
     return op.Gemm(x, weight, bias)
 
@@ -134,10 +132,11 @@ _RULES = pattern.RewriteRuleSet(
         rules.fuse_batchnorm_into_gemm_rule,
         # ONNX Runtime does the same when it loads a model, but then the bias stays float and so does the Gemm.
         pattern.RewriteRule(_matmul_and_bias, _gemm, _is_gemm),
-        pattern.RewriteRule(_bias_and_matmul, _gemm, _is_gemm),
         # The same values; but a Relu right after a Conv costs nothing, in float as on integers.
         pattern.RewriteRule(_relu_of_pool, _pool_of_relu, _is_layers_own),
-    ]
+        *fold_activations.RULES,
+    ],
+    commute=True,
 )
 
 

@@ -10,8 +10,9 @@ The forms are those that stock ONNX Runtime executes fast (measured; see docs/lo
 * float16: one ``Cast``, folded likewise;
 * 8-bit activations with ranges found at run time: see :mod:`autoq.model.products`.
 
-Names: a quantized tensor ``T`` has ``T::q`` (integers), ``T::s`` and ``T::z`` (scale, zero point), and ``T::dq`` where
-its float form lives on beside the pair. :mod:`autoq.model.stored` names what belongs to weights.
+Names: a quantized tensor ``T`` has ``T::q`` (integers), ``T::s`` and ``T::z`` (scale, zero point), ``T::ws`` and
+``T::wz`` where they are written at others, and ``T::dq`` where its float form lives on beside the pair.
+:mod:`autoq.model.stored` names what belongs to weights.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from autoq.core.layer import Layer
 from autoq.core.policy import Policy
 from autoq.core.scheme import ActivationSpec, Scheme, WeightSpec
 from autoq.errors import TrialError
+from autoq.model.activations import ACTIVATIONS, UNIT, slope, written_at
 from autoq.model.assemble import assemble, without_notes
 from autoq.model.barriers import barriers
 from autoq.model.graph import Graph, attribute
@@ -81,6 +83,8 @@ class _Builder:
         self.bank = lowering.bank
         self.root = lowering.placer.root
         self.barriers = barriers(lowering.graph, lowering.layers, lowering.placer, placement, policy)
+        makers = {name: self.graph.producer.get(name) for name in placement.integer_made}
+        self.unit = {name for name, node in makers.items() if node is not None and node.op_type == "HardSigmoid"}
         self.layer_at = {layer.node: layer for layer in lowering.layers}
         self.stored = Stored(lowering.layers)
         self.nodes: list[onnx.NodeProto] = []
@@ -102,8 +106,7 @@ class _Builder:
                 self.nodes.append(node)  # float readers keep the float path; unread, it is dropped below
             self._carry(original, root)
             return
-        if node.op_type in ("Relu", "Clip") and (root := node.output[0]) in made and quantized[root].signed:
-            self._signed_activation(original.input[0], root)
+        if node.op_type in ACTIVATIONS and (root := node.output[0]) in made and self._activation(original, root):
             return
         if node.op_type == "Shape" and self.root(node.input[0]) in made:
             node.input[0] = f"{node.input[0]}::q"  # or the runtime dequantizes the whole tensor for its shape
@@ -137,19 +140,56 @@ class _Builder:
 
     def _pair(self, root: str, source: str, target: str) -> None:
         """``source -> QuantizeLinear -> root::q -> DequantizeLinear -> target`` with the scale of ``root``."""
+        if root in self.unit:
+            self._codes(root, source, target, written_at(self.graph.producer[root]), UNIT)
+            return
         self._quantize(root, source, f"{root}::q")
         self._dequantize(root, root, target)
 
-    def _signed_activation(self, source: str, root: str) -> None:
-        """A Relu, or a Clip from zero, after signed symmetric quantization: there zero is zero, and saturation clips.
+    def _codes(self, root: str, source: str, target: str, written: Affine, read: Affine) -> None:
+        """A pair whose integers are written at one scale and read at another."""
+        for suffix, (scale, zero_point) in (("w", written), ("", read)):
+            self.stored.array(f"{root}::{suffix}s", np.asarray(scale, np.float32))
+            self.stored.array(f"{root}::{suffix}z", np.asarray(zero_point, np.uint8))
+        self._node("QuantizeLinear", [source, f"{root}::ws", f"{root}::wz"], f"{root}::q")
+        self._dequantize(root, root, target)
 
-        Unsigned, the runtime absorbs the float activation into the pair; signed it does not, and would run the layer in
-        float for it. It has an integer kernel for LeakyRelu, though, and a slope of 0 makes that a Relu.
+    def _activation(self, node: onnx.NodeProto, root: str) -> bool:
+        """Writes an activation on integers (see :mod:`autoq.model.activations`); ``False`` where the runtime does that.
+
+        It stands right behind a layer or an operator that writes ``root``, or reads a quantized tensor.
         """
-        raw = f"{root}::raw"
-        self._quantize(root, source, f"{raw}::q")
-        self._dequantize(raw, root, f"{raw}::dq")
-        self._node("LeakyRelu", [f"{raw}::dq"], raw, alpha=0.0)
+        source, reads_integers = node.input[0], node.name in self.placement.integer_nodes
+        signed = self.placement.quantized[root].signed
+        if reads_integers and (read := self.root(source)) not in self.placement.integer_made:
+            source = f"{source}::dq" if read in self.placement.quantized else source
+        if node.op_type == "HardSigmoid" and not reads_integers:
+            self._pair(root, source, root)
+        elif node.op_type == "HardSigmoid":
+            self._node("LeakyRelu", [source], f"{root}::raw", alpha=1.0)
+            self._pair(root, f"{root}::raw", root)
+        elif node.op_type == "HardSwish":
+            self._hard_swish(node, source, root)
+        elif reads_integers:
+            self._node("LeakyRelu", [source], f"{root}::raw", alpha=slope(self.graph, node))
+            self._pair(root, f"{root}::raw", root)
+        elif signed:
+            # Unsigned, the runtime absorbs the float activation into the pair; signed it does not, and would run the
+            # layer in float for it. With symmetric integers zero is zero, and a LeakyRelu has a kernel.
+            raw = f"{root}::raw"
+            self._quantize(root, source, f"{raw}::q")
+            self._dequantize(raw, root, f"{raw}::dq")
+            self._node("LeakyRelu", [f"{raw}::dq"], raw, alpha=0.0)
+            self._pair(root, raw, root)
+        else:
+            return False
+        return True
+
+    def _hard_swish(self, node: onnx.NodeProto, source: str, root: str) -> None:
+        gate, raw = f"{root}::gate", f"{root}::raw"
+        self._node("LeakyRelu", [source], f"{gate}::raw", alpha=1.0)
+        self._codes(gate, f"{gate}::raw", gate, written_at(node), UNIT)
+        self._node("Mul", [source, gate], raw)
         self._pair(root, raw, root)
 
     def _quantize(self, root: str, source: str, target: str) -> None:
@@ -160,6 +200,8 @@ class _Builder:
         self._node("QuantizeLinear", [source, f"{root}::s", f"{root}::z"], target)
 
     def _affine(self, root: str, spec: ActivationSpec) -> Affine:
+        if root in self.unit:
+            return UNIT
         try:
             return self.affines[root, spec]
         except KeyError:

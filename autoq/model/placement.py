@@ -26,7 +26,7 @@ from autoq.core.layer import Layer
 from autoq.core.policy import Policy
 from autoq.core.scheme import ActivationSpec, Calibration, Scheme, WeightSpec
 from autoq.model.graph import Graph
-from autoq.model.operators import absorbed_activation, is_carry, is_integer
+from autoq.model.operators import UNSIGNED, absorbed_activation, is_carry, is_integer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +64,9 @@ class Placer:
         """The tensor that ``tensor`` has its scale from: itself, or what the carry operators above it carry."""
         return self._roots.get(tensor, tensor)
 
-    def stored(self, node: onnx.NodeProto) -> str:
+    def stored(self, node: onnx.NodeProto, *, signed: bool = False) -> str:
         """The tensor that an integer kernel for ``node`` writes: past an absorbed activation, where there is one."""
-        activation = absorbed_activation(self.graph, node.output[0])
+        activation = absorbed_activation(self.graph, node.output[0], signed=signed)
         return activation.output[0] if activation is not None else node.output[0]
 
     def canonical(self, policy: Policy) -> Policy:
@@ -91,41 +91,46 @@ class Placer:
     def place(self, policy: Mapping[str, Scheme]) -> Placement:
         """The placement for a canonical policy."""
         active = [layer for layer in self.layers if policy[layer.name].calibrated is not None]
+        signed = any(_activation(policy, layer).signed for layer in active)
         specs: dict[str, ActivationSpec] = {}
         for layer in active:
             specs.setdefault(self.root(layer.input), _activation(policy, layer))
         for layer in active:
             if layer.op_type == "Conv":
-                specs.setdefault(self.stored(self.graph.nodes[layer.node]), _activation(policy, layer))
-        operators = self._pull_in_operators(specs)
+                stored = self.stored(self.graph.nodes[layer.node], signed=signed)
+                specs.setdefault(stored, _activation(policy, layer))
+        operators = self._pull_in_operators(specs, signed=signed)
         kernels = [*(self.graph.nodes[layer.node] for layer in active), *operators]
         return Placement(
             quantized={name: specs[name] for name in self._tensors if name in specs},
-            integer_made=frozenset(specs.keys() & {self.stored(node) for node in kernels}),
+            integer_made=frozenset(specs.keys() & {self.stored(node, signed=signed) for node in kernels}),
             integer_nodes=frozenset(node.name for node in kernels),
         )
 
     def tensors_to_calibrate(self) -> tuple[str, ...]:
         """Every tensor that any policy could quantize, in graph order.
 
-        The placement only grows with the set of layers that have 8-bit activations, so the placement with all of them
-        holds every other.
+        The placement only grows with the set of layers that have 8-bit activations, so the placements with all of them,
+        unsigned and signed, hold every other.
         """
-        everywhere = Scheme(
-            weight=WeightSpec(bits=8), activation=ActivationSpec(calibration=Calibration(method="minmax"))
-        )
-        policy = {layer.name: Scheme() if layer.integer_problem else everywhere for layer in self.layers}
-        return tuple(self.place(policy).quantized)
+        found: set[str] = set()
+        for signed in (False, True):
+            spec = ActivationSpec(calibration=Calibration(method="minmax"), signed=signed)
+            everywhere = Scheme(weight=WeightSpec(bits=8), activation=spec)
+            policy = {layer.name: Scheme() if layer.integer_problem else everywhere for layer in self.layers}
+            found |= self.place(policy).quantized.keys()
+        return tuple(name for name in self._tensors if name in found)
 
-    def _pull_in_operators(self, specs: dict[str, ActivationSpec]) -> list[onnx.NodeProto]:
+    def _pull_in_operators(self, specs: dict[str, ActivationSpec], *, signed: bool) -> list[onnx.NodeProto]:
         """Adds the inputs of integer operators to ``specs``; gives back the operators that run on integers."""
         on_integers = set(specs)  # roots that are quantized, or could be, since an integer operator writes them
-        for node in self._operators:
+        operators = [node for node in self._operators if not (signed and node.op_type in UNSIGNED)]
+        for node in operators:
             if all(root in on_integers for root in self._input_roots(node)):
-                on_integers.add(self.stored(node))
+                on_integers.add(self.stored(node, signed=signed))
         pulled = []
-        for node in reversed(self._operators):  # readers before what they read
-            spec, roots = specs.get(self.stored(node)), self._input_roots(node)
+        for node in reversed(operators):  # readers before what they read
+            spec, roots = specs.get(self.stored(node, signed=signed)), self._input_roots(node)
             if spec is not None and all(root in on_integers for root in roots):
                 pulled.append(node)
                 for root in roots:
@@ -133,7 +138,8 @@ class Placer:
         return pulled
 
     def _input_roots(self, node: onnx.NodeProto) -> list[str]:
-        return [self.root(name) for name in node.input if name]
+        constants = self.graph.initializers  # bounds of a Clip; other operators with a constant are not integer ones
+        return [self.root(name) for name in node.input if name and name not in constants]
 
 
 def _activation(policy: Mapping[str, Scheme], layer: Layer) -> ActivationSpec:

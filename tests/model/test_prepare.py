@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -148,6 +149,45 @@ def test_relu_goes_before_a_pool() -> None:
     y = net.add("MaxPool", net.conv(net.input("rows", 3, 6, 6), 3, 4), kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)
     prepared = same_outputs(net.model(net.add("Relu", y)), 1e-12)
     assert [node.op_type for node in prepared.graph.node] == ["Conv", "Relu", "MaxPool"]
+
+
+def _c(net: Net, value: float) -> str:
+    return net.constant(np.float32(value))
+
+
+def _line(net: Net, y: str, top: float = 6) -> str:
+    return str(net.add("Clip", net.add("Add", _c(net, 3), y), _c(net, 0), _c(net, top)))
+
+
+SPELLED_OUT: dict[str, tuple[Callable[[Net, str], str], str]] = {
+    "divided": (lambda n, y: n.add("Div", _line(n, y), _c(n, 6)), "HardSigmoid"),
+    "times a sixth": (lambda n, y: n.add("Mul", _c(n, 1 / 6), _line(n, y)), "HardSigmoid"),
+    "gated, then divided": (lambda n, y: n.add("Div", n.add("Mul", _line(n, y), y), _c(n, 6)), "HardSwish"),
+    "divided, then gated": (lambda n, y: n.add("Mul", y, n.add("Div", _line(n, y), _c(n, 6))), "HardSwish"),
+    "gated by its name": (lambda n, y: n.add("Mul", n.add("HardSigmoid", y, alpha=1 / 6), y), "HardSwish"),
+    "another top": (lambda n, y: n.add("Div", _line(n, y, 5), _c(n, 6)), "Div"),
+    "another slope": (lambda n, y: n.add("Mul", y, n.add("HardSigmoid", y)), "HardSigmoid"),
+}
+
+
+@pytest.mark.parametrize("form", SPELLED_OUT)
+def test_hard_activations_get_their_names(form: str) -> None:
+    net = Net()
+    y = net.conv(net.input("rows", 3, 6, 6), 3, 4)
+    build, expected = SPELLED_OUT[form]
+    counts = operators(same_outputs(net.model(net.conv(build(net, y), 4, 4))))
+    assert counts[expected] == 1
+    if expected == "HardSwish":
+        assert counts == {"Conv": 2, "HardSwish": 1}
+
+
+@pytest.mark.parametrize(("axes", "keepdims", "pool"), [((2, 3), 1, True), ((-1, -2), 0, True), ((3,), 1, False)])
+def test_a_mean_over_the_image_is_a_pool(axes: tuple[int, ...], keepdims: int, pool: bool) -> None:
+    net = Net()
+    y = net.conv(net.input("rows", 3, 6, 6), 3, 4)
+    counts = operators(same_outputs(net.model(net.add("ReduceMean", y, net.ints(*axes), keepdims=keepdims))))
+    assert counts["GlobalAveragePool" if pool else "ReduceMean"] == 1
+    assert sum(counts.values()) == (3 if pool and not keepdims else 2)
 
 
 def test_functions_are_inlined_in_their_own_opset() -> None:

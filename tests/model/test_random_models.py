@@ -16,6 +16,7 @@ SCHEMES = [
     "float32",
     "float16",
     "w8",
+    "w4",
     "w4-gptq",
     "w2-tensor",
     "w8a8@minmax",
@@ -52,14 +53,18 @@ class _Model:
     def conv(self) -> None:
         x, (c, h, w) = self.pick()
         out, kernel = self.draw(st.sampled_from([(4, 3), (6, 1), (c, 3)]))
-        depthwise = out == c and self.draw(st.booleans())
-        y = self.net.conv(x, c, out, kernel, bias=self.draw(st.booleans()), group=c if depthwise else 1)
+        groups = self.draw(st.sampled_from([1, c, 2 if c % 2 == 0 else 1])) if out == c else 1
+        y = self.net.conv(x, c, out, kernel, bias=self.draw(st.booleans()), group=groups)
         self.push(self.activated(y), (out, h, w))
 
     def activated(self, y: str) -> str:
-        kind = self.draw(st.sampled_from(["", "Relu", "Relu", "Clip", "LeakyRelu", "Tanh"]))
+        kinds = ["", "Relu", "Relu", "Clip", "LeakyRelu", "Tanh", "HardSwish", "HardSigmoid", "SiLU"]
+        kind = self.draw(st.sampled_from(kinds))
         if kind == "Clip":
-            return str(self.net.add("Clip", y, self.net.constant(np.float32(0)), self.net.constant(np.float32(1))))
+            low = self.draw(st.sampled_from([0, -1]))
+            return str(self.net.add("Clip", y, self.net.constant(np.float32(low)), self.net.constant(np.float32(1))))
+        if kind == "SiLU":
+            return str(self.net.add("Mul", y, self.net.add("Sigmoid", y)))
         return str(self.net.add(kind, y)) if kind else y
 
     def join(self) -> None:
@@ -72,8 +77,24 @@ class _Model:
             self.push(self.activated(self.net.add(op, x, y)), shape)
 
     def gate(self) -> None:
-        x, shape = self.pick()
-        self.push(self.net.add("Mul", x, self.net.add("Sigmoid", self.net.add("GlobalAveragePool", x))), shape)
+        n, (x, shape) = self.net, self.pick()
+        y = n.add("GlobalAveragePool", x)
+        if self.draw(st.booleans()):  # squeeze-excite
+            y = n.conv(self.activated(n.conv(y, shape[0], 4, 1)), 4, shape[0], 1)
+        gate = self.draw(st.sampled_from(["Sigmoid", "HardSigmoid"]))
+        self.push(n.add("Mul", x, n.add(gate, y)), shape)
+
+    def enlarge(self) -> None:
+        x, (c, h, w) = self.pick()
+        if h * w < 50:
+            weight = self.net.weight(c, 3, 2, 2)
+            self.push(self.activated(self.net.add("ConvTranspose", x, weight, strides=[2, 2])), (3, 2 * h, 2 * w))
+
+    def shuffle(self) -> None:
+        n, (x, (c, h, w)) = self.net, self.pick()
+        if c % 2 == 0:
+            y = n.add("Transpose", n.add("Reshape", x, n.ints(0, 2, c // 2, h, w)), perm=[0, 2, 1, 3, 4])
+            self.push(n.add("Reshape", y, n.ints(0, c, h, w)), (c, h, w))
 
     def move(self) -> None:
         n, (x, (c, h, w)) = self.net, self.pick()
@@ -116,7 +137,8 @@ def models(draw: st.DrawFn) -> onnx.ModelProto:
     model = _Model(draw)
     model.conv()
     for _ in range(draw(st.integers(2, 8))):
-        draw(st.sampled_from([model.conv, model.conv, model.join, model.gate, model.move, model.move]))()
+        steps = [model.conv, model.conv, model.join, model.gate, model.move, model.move, model.enlarge, model.shuffle]
+        draw(st.sampled_from(steps))()
     outputs = {model.head()} if draw(st.booleans()) else set()
     outputs.add(model.pool[-1][0])
     outputs.add(draw(st.sampled_from(model.pool))[0])
@@ -135,7 +157,9 @@ def test_random_model_under_random_policies(model: onnx.ModelProto, data: st.Dat
     for schemes in (SCHEMES, GENTLE):
         chosen = {}
         for layer in subject.layers:
-            scheme = Scheme.parse(data.draw(st.sampled_from(schemes)))
+            text = data.draw(st.sampled_from(schemes))
+            # GPTQ is not defined for a ConvTranspose.
+            scheme = Scheme.parse(text.replace("-gptq", "") if layer.op_type == "ConvTranspose" else text)
             chosen[layer.name] = Scheme() if scheme.activation and layer.integer_problem else scheme
         policy = subject.canonical(chosen)
         assert subject.canonical(dict(policy)) == policy
