@@ -11,6 +11,7 @@ Arrays are ``[groups, K, rows]``: a grouped convolution has one H per group, and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,9 @@ from scipy.linalg import LinAlgError, cholesky
 from scipy.linalg.lapack import dtrtri
 
 Array = npt.NDArray[np.float64]
+
+Grid = Callable[[Array], Array]
+"""Weights, as multiples of their scale -> the nearest levels, integers as float64."""
 
 _BLOCK = 128
 _DAMPING = 0.01  # share of the mean of diag(H) that is added to it; times 10 until H is positive definite
@@ -36,6 +40,25 @@ class Factors:
     order: npt.NDArray[np.intp]
     damped: Array
     lower: Array
+
+    def ordered(self, values: Array) -> Array:
+        """``values`` ``[g, K, rows]`` in processing order."""
+        return np.take_along_axis(values, self.order[:, :, None], axis=1)
+
+    def ordered_square(self, matrix: Array) -> Array:
+        """``matrix`` ``[g, K, K]`` in processing order."""
+        return np.stack([m[np.ix_(p, p)] for m, p in zip(matrix, self.order, strict=True)])
+
+    def restored(self, ordered: Array) -> Array:
+        """The inverse of :meth:`ordered`."""
+        values = np.empty_like(ordered)
+        np.put_along_axis(values, self.order[:, :, None], ordered, axis=1)
+        return values
+
+
+def uniform(low: int, high: int) -> Grid:
+    """The grid of all integers from ``low`` to ``high``."""
+    return lambda steps: np.asarray(np.clip(np.rint(steps), low, high))
 
 
 def factorize(hessian: Array) -> Factors:
@@ -70,37 +93,47 @@ def _factorize_one(hessian: Array) -> tuple[Array, Array]:
 
 
 def gptq(
-    weight: Array, hessian: Array, scale: Array, *, levels: tuple[int, int], candidates: tuple[float, ...], shared: bool
+    weight: Array, hessian: Array, scale: Array, *, grid: Grid, candidates: tuple[float, ...], shared: bool
 ) -> tuple[Array, Array]:
     """Levels ``[g, K, rows]`` and scales ``[g, rows]`` of ``weight`` ``[g, K, rows]`` under ``hessian`` ``[g, K, K]``.
 
     Each row keeps, of the scales ``scale * candidate``, the one of least loss; where ``shared``, all keep the same.
     """
     factors = factorize(hessian)
-    order = factors.order[:, :, None]
-    ordered = np.take_along_axis(weight, order, axis=1)
-    true = np.stack([h[np.ix_(p, p)] for h, p in zip(hessian, factors.order, strict=True)])
-    rows = weight.shape[2]
+    ordered = factors.ordered(weight)
+    found, scale = best_start(ordered, scale, factors, factors.ordered_square(hessian), grid, candidates, shared)
+    scale = least_squares(ordered, scale, found, factors.damped, shared)
+    for _ in range(_SWEEPS):
+        better = descend(ordered, scale, found, factors.damped, grid)
+        if np.array_equal(better, found):  # and the scale is the best for it already
+            break
+        found, scale = better, least_squares(ordered, scale, better, factors.damped, shared)
+    return factors.restored(found), scale
 
+
+def best_start(
+    weight: Array,
+    scale: Array,
+    factors: Factors,
+    hessian: Array,
+    grid: Grid,
+    candidates: tuple[float, ...],
+    shared: bool,
+) -> tuple[Array, Array]:
+    """What :func:`compensate` finds with the best of the scales ``scale * candidate``: levels and scales.
+
+    ``weight`` and ``hessian`` are in processing order; the best has the least loss under ``hessian``, row by row or,
+    where ``shared``, for all of them.
+    """
+    rows = weight.shape[2]
     tried = (np.array(candidates)[:, None] * scale[:, None, :]).reshape(len(scale), -1)
-    wide = np.tile(ordered, (1, 1, len(candidates)))
-    found = compensate(wide, tried, factors.lower, levels)
-    losses = loss(wide - found * tried[:, None], true).reshape(len(scale), len(candidates), rows)
+    wide = np.tile(weight, (1, 1, len(candidates)))
+    found = compensate(wide, tried, factors.lower, grid)
+    losses = loss(wide - found * tried[:, None], hessian).reshape(len(scale), len(candidates), rows)
     if shared:
         losses = np.broadcast_to(losses.sum(axis=(0, 2), keepdims=True), losses.shape)
     pick = losses.argmin(axis=1) * rows + np.arange(rows)
-    found = np.take_along_axis(found, pick[:, None, :], axis=2)
-    scale = np.take_along_axis(tried, pick, axis=1)
-
-    scale = _least_squares(ordered, scale, found, factors.damped, shared)
-    for _ in range(_SWEEPS):
-        better = descend(ordered, scale, found, factors.damped, levels)
-        if np.array_equal(better, found):  # and the scale is the best for it already
-            break
-        found, scale = better, _least_squares(ordered, scale, better, factors.damped, shared)
-    result = np.empty_like(found)
-    np.put_along_axis(result, order, found, axis=1)
-    return result, scale
+    return np.take_along_axis(found, pick[:, None, :], axis=2), np.take_along_axis(tried, pick, axis=1)
 
 
 def loss(error: Array, hessian: Array) -> Array:
@@ -108,7 +141,7 @@ def loss(error: Array, hessian: Array) -> Array:
     return np.einsum("gkr,gkr->gr", hessian @ error, error)
 
 
-def compensate(weight: Array, scale: Array, lower: Array, levels: tuple[int, int]) -> Array:
+def compensate(weight: Array, scale: Array, lower: Array, grid: Grid) -> Array:
     """Algorithm 1 of the paper, on weights in processing order."""
     groups, inputs, rows = weight.shape
     remaining = weight.copy()
@@ -121,7 +154,7 @@ def compensate(weight: Array, scale: Array, lower: Array, levels: tuple[int, int
             column = remaining[:, i]
             if i > start:  # the errors so far of this block, which its columns have not seen yet
                 column = column - (lower[:, i : i + 1, start:i] @ errors[:, : i - start])[:, 0]
-            rounded = np.clip(np.rint(column / scale), *levels)
+            rounded = grid(column / scale)
             found[:, i] = rounded
             errors[:, i - start] = (column - rounded * scale) / diagonal[:, i, None]
         if stop < inputs:
@@ -129,7 +162,7 @@ def compensate(weight: Array, scale: Array, lower: Array, levels: tuple[int, int
     return found
 
 
-def descend(weight: Array, scale: Array, found: Array, hessian: Array, levels: tuple[int, int]) -> Array:
+def descend(weight: Array, scale: Array, found: Array, hessian: Array, grid: Grid) -> Array:
     """One sweep of coordinate descent: each level in turn takes its best value while all others stand.
 
     With g = H e, the loss of a row is least in coordinate i where ``s q_i`` grows by ``g_i / H_ii``.
@@ -146,14 +179,14 @@ def descend(weight: Array, scale: Array, found: Array, hessian: Array, levels: t
             slope = gradient[:, i - start]
             if i > start:
                 slope = slope + (hessian[:, i : i + 1, start:i] @ changes[:, : i - start])[:, 0]
-            rounded = np.clip(np.rint(found[:, i] + slope / (diagonal[:, i, None] * scale)), *levels)
+            rounded = grid(found[:, i] + slope / (diagonal[:, i, None] * scale))
             changes[:, i - start] = (found[:, i] - rounded) * scale
             found[:, i] = rounded
         error[:, start:stop] += changes
     return found
 
 
-def _least_squares(weight: Array, scale: Array, found: Array, hessian: Array, shared: bool) -> Array:
+def least_squares(weight: Array, scale: Array, found: Array, hessian: Array, shared: bool) -> Array:
     """The scales of least loss for the levels ``found``: ``<w, q>_H / <q, q>_H``, where that is positive."""
     projected = hessian @ found
     products = np.einsum("gkr,gkr->gr", projected, weight)

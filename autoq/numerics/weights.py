@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from autoq.core.scheme import Rounding
 from autoq.numerics.affine import MIN_SCALE, dequantize
-from autoq.numerics.gptq import gptq, loss
+from autoq.numerics.gptq import gptq, loss, uniform
 from autoq.numerics.packing import pack_int2, pack_int4, unpack_int2, unpack_int4
 from autoq.numerics.scales import WEIGHT_LEVELS, best_scales, nearest
 
@@ -166,9 +166,8 @@ def _gptq_rows(
 
     weight = grouped(unit)
     near, near_scale = grouped(levels), np.broadcast_to(scale, (channels,)).reshape(groups, -1)
-    found, found_scale = gptq(
-        weight, moments, near_scale, levels=WEIGHT_LEVELS[bits], candidates=_GPTQ_CANDIDATES[bits], shared=shared
-    )
+    grid = uniform(*WEIGHT_LEVELS[bits])
+    found, found_scale = gptq(weight, moments, near_scale, grid=grid, candidates=_GPTQ_CANDIDATES[bits], shared=shared)
     near_loss = loss(weight - near * near_scale[:, None], moments)
     found_loss = loss(weight - found * found_scale[:, None], moments)
     better = found_loss <= near_loss

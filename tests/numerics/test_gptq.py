@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
 from onnx import numpy_helper
 
-from autoq.numerics.gptq import compensate, descend, factorize, loss
+from autoq.numerics.gptq import compensate, descend, factorize, loss, uniform
 from autoq.numerics.weights import WEIGHT_LEVELS, QuantizedWeight, quantize_weight
 
 
@@ -46,7 +46,7 @@ def test_lazy_blocks_equal_the_papers_equations(inputs):
     order = factors.order[0]
     assert (np.diff(np.diag(hessian)[order]) <= 0).all()
     scale = np.array([[0.3, 0.4, 0.5]])
-    ours = compensate(weight[:, order].T[None], scale, factors.lower, (-8, 7))[0]
+    ours = compensate(weight[:, order].T[None], scale, factors.lower, uniform(-8, 7))[0]
     for row in range(3):
         expected = optimal_brain_quantization(weight[row, order], scale[0, row], factors.damped[0], (-8, 7))
         np.testing.assert_array_equal(ours[:, row], expected)
@@ -71,12 +71,12 @@ def test_each_sweep_lowers_the_loss(inputs):
     found = np.clip(np.rint(weight / scale[:, None]), -2, 1)
     losses = [loss(weight - found * scale[:, None], hessian)]
     for _ in range(4):
-        found = descend(weight, scale, found, hessian, (-2, 1))
+        found = descend(weight, scale, found, hessian, uniform(-2, 1))
         losses.append(loss(weight - found * scale[:, None], hessian))
     assert (np.diff(np.array(losses), axis=0) <= 1e-9 * losses[0]).all()
     assert losses[1].sum() < losses[0].sum()
     # No single level has a better value where a sweep changes nothing.
-    while not np.array_equal(better := descend(weight, scale, found, hessian, (-2, 1)), found):
+    while not np.array_equal(better := descend(weight, scale, found, hessian, uniform(-2, 1)), found):
         found = better
     final = loss(weight - found * scale[:, None], hessian)
     for i, level in product(range(min(inputs, 6)), (-2, -1, 0, 1)):
