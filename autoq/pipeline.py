@@ -473,6 +473,7 @@ def _workload(setting: Setting, lowering: Lowering) -> Workload:
         layers=setting.model.layers,
         affines=lowering.affines,
         bank=lowering.bank,
+        corrections=lowering.corrections,
         inputs=setting.search.inputs,
         targets=setting.search.targets,
         metric=setting.metric.spec,

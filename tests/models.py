@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,13 +20,14 @@ from autoq.core.policy import Policy
 from autoq.core.scheme import FLOAT32, Scheme
 from autoq.model.bank import Bank
 from autoq.model.calibrate import affine_table, calibrate
+from autoq.model.corrections import Corrections, bias_problem
 from autoq.model.graph import Graph
 from autoq.model.layers import read_layers
 from autoq.model.lower import Lowering
 from autoq.model.placement import Placer
 from autoq.model.prepare import prepare
 from autoq.runtime.ort import open_session
-from autoq.search.candidates import Candidates, activation_specs, weight_specs
+from autoq.search.candidates import Candidates, activation_specs, corrected_specs, weight_specs
 
 
 class Net:
@@ -102,8 +104,11 @@ class Lowered:
     def policy(self, scheme: str | Scheme) -> Policy:
         """The same scheme wherever a layer can take it, canonical."""
         wanted = Scheme.parse(scheme) if isinstance(scheme, str) else scheme
-        refuses = {layer.name: wanted.activation is not None and layer.integer_problem for layer in self.layers}
-        return self.canonical({name: FLOAT32 if refuses[name] else wanted for name in refuses})
+        return self.canonical({layer.name: self.possible(layer, wanted) for layer in self.layers})
+
+    def possible(self, layer: Layer, scheme: Scheme) -> Scheme:
+        """What the layer is offered in place of ``scheme``: that, where it can have it."""
+        return possible(self.graph, layer, scheme)
 
     def canonical(self, schemes: Mapping[str, Scheme]) -> Policy:
         return self.lowering.canonical(Policy.of(schemes))
@@ -116,26 +121,44 @@ class Lowered:
         return run(self.graph.model, self.feeds)
 
 
+def possible(graph: Graph, layer: Layer, scheme: Scheme) -> Scheme:
+    """``scheme`` as far as the layer can have it."""
+    if scheme.weight is not None and scheme.weight.rounding != "nearest" and layer.op_type == "ConvTranspose":
+        scheme = dataclasses.replace(scheme, weight=dataclasses.replace(scheme.weight, rounding="nearest"))
+    if scheme.activation is not None and layer.integer_problem:
+        return FLOAT32
+    if scheme.weight is not None and scheme.weight.bias_correction and bias_problem(graph, layer):
+        return dataclasses.replace(scheme, weight=dataclasses.replace(scheme.weight, bias_correction=False))
+    return scheme
+
+
 def lowered(model: onnx.ModelProto, schemes: Iterable[str], feeds: Mapping[str, np.ndarray]) -> Lowered:
     """Calibrates on ``feeds``, one batch, and fills the bank for all ``schemes``."""
     graph = Graph(prepare(model).model)
     layers = read_layers(graph)
     parsed = tuple(dict.fromkeys(Scheme.parse(text) for text in schemes))
-    found = [Candidates(layer=layer, schemes=tuple(s for s in parsed if _can_round(layer, s))) for layer in layers]
+    found = [
+        Candidates(layer=layer, schemes=tuple(dict.fromkeys(possible(graph, layer, scheme) for scheme in parsed)))
+        for layer in layers
+    ]
     wanted = weight_specs(found)
     tensors = Placer(graph, layers).tensors_to_calibrate()
     rounded = {layer.name: layer for layer, spec in wanted if spec.rounding == "gptq"}
-    statistics = calibrate(graph, [dict(feeds)], tensors=tensors, moment_layers=list(rounded.values()))
-    bank = Bank(graph, calibration_id="test")
-    bank.compute(wanted, statistics.moments)
-    affines = affine_table(statistics.statistics, activation_specs(found))
-    return Lowered(
-        graph=graph, layers=layers, lowering=Lowering(graph, layers, affines, bank.entries), feeds=dict(feeds)
+    corrected = corrected_specs(found)
+    statistics = calibrate(
+        graph,
+        [dict(feeds)],
+        tensors=tensors,
+        moment_layers=list(rounded.values()),
+        mean_layers=list({layer.name: layer for layer, _ in corrected}.values()),
     )
-
-
-def _can_round(layer: Layer, scheme: Scheme) -> bool:
-    return scheme.weight is None or scheme.weight.rounding == "nearest" or layer.op_type != "ConvTranspose"
+    bank = Bank(graph, calibration_id="test")
+    bank.compute(wanted, statistics.moments, statistics.sample_means)
+    corrections = Corrections(bank)
+    corrections.compute(corrected, statistics.means)
+    affines = affine_table(statistics.statistics, activation_specs(found))
+    lowering = Lowering(graph, layers, affines, bank.entries, corrections.entries)
+    return Lowered(graph=graph, layers=layers, lowering=lowering, feeds=dict(feeds))
 
 
 def run(model: onnx.ModelProto | bytes, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

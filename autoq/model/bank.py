@@ -6,13 +6,13 @@ search and on disk for the next, so that a second search on the same model start
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -20,7 +20,9 @@ from autoq.core.identity import content_id, sha256_hex
 from autoq.core.layer import Layer
 from autoq.core.scheme import WeightSpec
 from autoq.errors import ModelError
+from autoq.model.cache import write_aside
 from autoq.model.graph import Graph
+from autoq.numerics.correction import centered
 from autoq.numerics.weights import QuantizedWeight, quantize_weight
 
 BANK_VERSION = 2
@@ -48,11 +50,12 @@ class Bank:
     cache_dir: Path | None = None
     entries: dict[tuple[str, WeightSpec], QuantizedWeight] = field(default_factory=dict)
     _addresses: dict[tuple[str, WeightSpec], str] = field(default_factory=dict)
+    _shared: dict[tuple[str, WeightSpec], tuple[str, WeightSpec]] = field(default_factory=dict)
 
     def read_cache(self, wanted: Wanted) -> list[tuple[Layer, WeightSpec]]:
         """Reads what the cache holds of ``wanted``; gives back what is missing."""
         missing = []
-        for layer, spec in wanted:
+        for layer, spec in self._own(wanted):
             if (layer.name, spec) in self.entries:
                 continue
             entry = self._read(layer, spec)
@@ -60,45 +63,64 @@ class Bank:
                 missing.append((layer, spec))
             else:
                 self.entries[layer.name, spec] = entry
+        self._share()
         return missing
 
     def compute(
         self,
         missing: Wanted,
         moments: Mapping[str, np.ndarray],
+        means: Mapping[str, np.ndarray] = MappingProxyType({}),
         *,
         threads: int = 1,
         on_entry: Callable[[int], None] = lambda done: None,
     ) -> None:
-        """Quantizes what is ``missing``; ``moments`` has the second moments of every layer that GPTQ rounds.
+        """Quantizes what is ``missing``; ``moments`` has the second moments of every layer that GPTQ rounds, and
+        ``means`` the mean of the same inputs for those whose bias is corrected.
 
         Raises :class:`ModelError` naming the layer whose weights cannot be quantized.
         """
+        own = self._own(missing)
         with ThreadPoolExecutor(threads) as pool:
             # NumPy releases the interpreter lock in the linear algebra, where the time goes.
-            results = pool.map(lambda pair: self._quantize(pair[0], pair[1], moments), missing)
-            for done, ((layer, spec), entry) in enumerate(zip(missing, results, strict=True), start=1):
+            results = pool.map(lambda pair: self._quantize(pair[0], pair[1], moments, means), own)
+            for done, ((layer, spec), entry) in enumerate(zip(own, results, strict=True), start=1):
                 self.entries[layer.name, spec] = entry
                 self._write(layer, spec, entry)
                 on_entry(done)
+        self._share()
 
-    def _quantize(self, layer: Layer, spec: WeightSpec, moments: Mapping[str, np.ndarray]) -> QuantizedWeight:
+    def _own(self, wanted: Wanted) -> list[tuple[Layer, WeightSpec]]:
+        """``wanted`` less what has the integers of another; notes which those are."""
+        self._shared |= {(layer.name, spec): (layer.name, _plain(spec)) for layer, spec in wanted}
+        return list({(layer.name, _plain(spec)): (layer, _plain(spec)) for layer, spec in wanted}.values())
+
+    def _share(self) -> None:
+        self.entries |= {key: self.entries[plain] for key, plain in self._shared.items() if plain in self.entries}
+
+    def _quantize(
+        self, layer: Layer, spec: WeightSpec, moments: Mapping[str, np.ndarray], means: Mapping[str, np.ndarray]
+    ) -> QuantizedWeight:
         weight = self.graph.constant(layer.weight)
         assert weight is not None
+        hessian = moments[layer.name] if spec.rounding == "gptq" else None
+        if hessian is not None and spec.bias_correction:
+            hessian = centered(hessian, means[layer.name])
         try:
             return quantize_weight(
                 weight,
                 bits=spec.bits,
                 axis=layer.channel_axis if spec.granularity == "channel" else None,
                 rounding=spec.rounding,
-                hessian=moments[layer.name] if spec.rounding == "gptq" else None,
+                hessian=hessian,
                 groups=layer.groups,
                 output_axis=layer.channel_axis,
             )
         except ValueError as error:
             raise ModelError(f"layer {layer.name!r}: {error}") from None
 
-    def _address(self, layer: Layer, spec: WeightSpec) -> str:
+    def address(self, layer: Layer, spec: WeightSpec) -> str:
+        """What the entry is found by on disk: the SHA-256 of all that it depends on."""
         key = (layer.name, spec)
         if key not in self._addresses:
             weight = self.graph.constant(layer.weight)
@@ -114,6 +136,7 @@ class Bank:
                     "rounding": spec.rounding,
                     # The same weight may see other activations elsewhere in the model.
                     "data": [self.calibration_id, layer.name] if spec.rounding == "gptq" else None,
+                    "centered": spec.bias_correction and spec.rounding == "gptq",
                 }
             )
         return self._addresses[key]
@@ -121,7 +144,7 @@ class Bank:
     def _path(self, layer: Layer, spec: WeightSpec) -> Path | None:
         if self.cache_dir is None:
             return None
-        address = self._address(layer, spec)
+        address = self.address(layer, spec)
         return self.cache_dir / "bank" / address[:2] / f"{address}.npz"
 
     def _read(self, layer: Layer, spec: WeightSpec) -> QuantizedWeight | None:
@@ -144,16 +167,10 @@ class Bank:
 
     def _write(self, layer: Layer, spec: WeightSpec, entry: QuantizedWeight) -> None:
         path = self._path(layer, spec)
-        if path is None:
-            return
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Written aside and renamed: a reader in another search never sees half a file.
-            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as handle:
-                try:
-                    np.savez(handle, values=entry.values, scale=entry.scale)
-                    handle.close()
-                    os.replace(handle.name, path)
-                except BaseException:
-                    Path(handle.name).unlink(missing_ok=True)
-                    raise
+        if path is not None:
+            write_aside(path, lambda handle: np.savez(handle, values=entry.values, scale=entry.scale))
+
+
+def _plain(spec: WeightSpec) -> WeightSpec:
+    """The scheme that has the same integers: which ones are best depends on the bias only where data is looked at."""
+    return spec if spec.rounding == "gptq" else dataclasses.replace(spec, bias_correction=False)

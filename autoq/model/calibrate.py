@@ -1,8 +1,8 @@
 """One pass over the calibration data collects whatever any scheme could need; the rest is pure functions of it.
 
-Consumers declare: the tensors whose ranges are wanted, and the layers whose second moments are (GPTQ). Memory is
-bounded: a histogram of fixed size for each tensor, one matrix for each layer, and activations of as many rows at a
-time as fit :data:`ACTIVATION_BYTES`, whatever the batch.
+Consumers declare: the tensors whose ranges are wanted, and the layers whose second moments are (GPTQ) or mean inputs
+(bias correction). Memory is bounded: a histogram of fixed size for each tensor, one matrix or vector for each layer,
+and activations of as many rows at a time as fit :data:`ACTIVATION_BYTES`, whatever the batch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from autoq.core.scheme import ActivationSpec
 from autoq.errors import DataError
 from autoq.model.graph import Graph
 from autoq.model.lower import Affine
-from autoq.model.moments import SecondMoment
+from autoq.model.moments import FirstMoment, SecondMoment
 from autoq.model.operators import least_that_counts
 from autoq.numerics.affine import activation_affine
 from autoq.numerics.histogram import TensorStatistics
@@ -37,11 +37,14 @@ ACTIVATION_BYTES = 256 * 2**20
 class Calibration:
     """What one pass gave: ``statistics`` by tensor, ``moments`` by layer (float64 ``[groups, K, K]``).
 
-    ``rows`` is the number of data rows seen.
+    ``means`` has the mean inputs by layer (float64 ``[groups, K]``) over all data, ``sample_means`` those of the
+    patches that ``moments`` were taken of. ``rows`` is the number of data rows seen.
     """
 
     statistics: dict[str, TensorStatistics]
     moments: dict[str, np.ndarray]
+    sample_means: dict[str, np.ndarray]
+    means: dict[str, np.ndarray]
     rows: int
 
 
@@ -51,21 +54,24 @@ def calibrate(
     *,
     tensors: Sequence[str],
     moment_layers: Sequence[Layer] = (),
+    mean_layers: Sequence[Layer] = (),
     moment_rows: int = 256,
     threads: int = 1,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> Calibration:
-    """Runs the float model over ``batches`` and collects the statistics of ``tensors`` and ``moment_layers``.
+    """Runs the float model over ``batches`` and collects the statistics of ``tensors``, ``moment_layers`` and
+    ``mean_layers``.
 
     Values that no reader can tell apart count as one (:func:`autoq.model.operators.least_that_counts`). Second moments
     use the first ``moment_rows`` rows only: they cost more than ranges and settle sooner.
     ``on_batch`` is told the rows done so far. Raises :class:`DataError` when an activation is NaN or infinite.
     """
-    layer_inputs = [layer.input for layer in moment_layers]
+    layer_inputs = [layer.input for layer in (*moment_layers, *mean_layers)]
     runner = _Runner(graph, [*tensors, *layer_inputs], threads=threads)
     statistics = {name: TensorStatistics.empty() for name in tensors}
     floors = {name: floor for name in tensors if (floor := least_that_counts(graph, name)) is not None}
     moments = {layer.name: SecondMoment.of_layer(layer, graph) for layer in moment_layers}
+    means = {layer.name: FirstMoment.of_layer(layer, graph) for layer in mean_layers}
     rows = 0
     for index, batch in enumerate(batches):
         for values in runner.parts(batch, index):
@@ -75,12 +81,18 @@ def calibrate(
                 statistics[name] = _updated(statistics[name], name, counted, index)
             for layer in moment_layers if rows < moment_rows else ():
                 moments[layer.name].update(values[layer.input])
+            for layer in mean_layers:
+                means[layer.name].update(values[layer.input])
         rows += _rows(batch)
         on_batch(rows)
     if rows == 0:
         raise DataError("data.calibration holds no rows")
     return Calibration(
-        statistics=statistics, moments={name: moment.matrix() for name, moment in moments.items()}, rows=rows
+        statistics=statistics,
+        moments={name: moment.matrix() for name, moment in moments.items()},
+        sample_means={name: moment.mean() for name, moment in moments.items()},
+        means={name: moment.mean() for name, moment in means.items()},
+        rows=rows,
     )
 
 

@@ -32,6 +32,7 @@ from autoq.errors import TrialError
 from autoq.model.activations import ACTIVATIONS, UNIT, slope, written_at
 from autoq.model.assemble import assemble, without_notes
 from autoq.model.barriers import barriers
+from autoq.model.corrections import added_bias
 from autoq.model.graph import Graph, attribute
 from autoq.model.operators import is_carry
 from autoq.model.placement import Placement, Placer
@@ -48,13 +49,15 @@ class Lowering:
     """Builds candidates over one prepared graph.
 
     ``affines`` maps (root tensor, its :class:`ActivationSpec`) to scale and zero point; ``bank`` maps (layer name,
-    :class:`WeightSpec`) to quantized weights. Both hold whatever the space can ask for.
+    :class:`WeightSpec`) to quantized weights, ``corrections`` to what is added to the bias. All hold whatever the space
+    can ask for.
     """
 
     graph: Graph
     layers: tuple[Layer, ...]
     affines: Mapping[tuple[str, ActivationSpec], Affine]
     bank: Mapping[tuple[str, WeightSpec], QuantizedWeight]
+    corrections: Mapping[tuple[str, WeightSpec], np.ndarray] = field(default_factory=dict)
     placer: Placer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,6 +84,7 @@ class _Builder:
         self.placement = placement
         self.affines = lowering.affines
         self.bank = lowering.bank
+        self.corrections = lowering.corrections
         self.root = lowering.placer.root
         self.barriers = barriers(lowering.graph, lowering.layers, lowering.placer, placement, policy)
         makers = {name: self.graph.producer.get(name) for name in placement.integer_made}
@@ -89,6 +93,7 @@ class _Builder:
         self.stored = Stored(lowering.layers)
         self.nodes: list[onnx.NodeProto] = []
         self.ranged: set[str] = set()
+        self.corrected_adds: dict[str, tuple[int, np.ndarray]] = {}
 
     def build(self) -> bytes:
         for name in self.graph.inputs:
@@ -125,6 +130,9 @@ class _Builder:
             node = self._dynamic(layer, node)
         elif layer is not None:
             self._weight(layer, node)
+        elif node.name in self.corrected_adds:
+            index, shift = self.corrected_adds[node.name]
+            node.input[index] = self._shifted(node.input[index], node.name, shift)
         for index, name in enumerate(node.output):
             if name in made:
                 node.output[index] = f"{name}::raw"
@@ -246,14 +254,39 @@ class _Builder:
             node.input[layer.weight_index] = self.stored.float16(layer, self._constant(layer.weight))
             return
         weight = self._banked(layer, scheme)
+        shift = self._correction(layer, scheme)
         if scheme.activation is None:
             node.input[layer.weight_index] = self.stored.weight_only(layer, scheme.weight, weight)
+            if shift is not None:
+                _set_input(node, 2, self._shifted(layer.bias or f"{layer.weight}::bias", node.name, shift))
             return
-        bias = self._bias(layer)
+        bias = self._bias(layer, shift)
         input_scale = self._affine(self.root(layer.input), scheme.activation)[0]
         node.input[layer.weight_index], bias_name = self.stored.integer(layer, scheme.weight, weight, bias, input_scale)
         if bias_name is not None:
-            node.input[2] = bias_name
+            _set_input(node, 2, bias_name)
+
+    def _correction(self, layer: Layer, scheme: Scheme) -> np.ndarray | None:
+        """What to add to the bias that the layer itself reads; an Add behind it gets its share when its turn comes."""
+        assert scheme.weight is not None
+        if not scheme.weight.bias_correction:
+            return None
+        try:
+            shift = self.corrections[layer.name, scheme.weight]
+        except KeyError:
+            raise TrialError("build", f"layer {layer.name!r}: no correction of its bias for {scheme}") from None
+        if layer.op_type != "MatMul":
+            return shift
+        found = added_bias(self.graph, layer)
+        assert found is not None, "candidates offers no correction to other layers"
+        self.corrected_adds[found[0].name] = (found[1], shift)
+        return None
+
+    def _shifted(self, bias: str, node: str, shift: np.ndarray) -> str:
+        """A constant of ``node``'s own: ``bias``, or nothing where there is none yet, and ``shift``."""
+        value, name = self.graph.constant(bias), f"{bias}::{node}::bc"
+        self.stored.array(name, shift if value is None else value + shift)
+        return name
 
     def _at_run_time(self, layer: Layer) -> bool:
         activation = self.policy[layer.name].activation
@@ -270,19 +303,20 @@ class _Builder:
         matrix, scales = self.stored.integer_matrix(
             layer, scheme.weight, self._banked(layer, scheme), transposed=bool(attribute(node, "transB", 0))
         )
-        bias, name = self._bias(layer), None
+        bias, name = self._bias(layer, self._correction(layer, scheme)), None
         if bias is not None:
-            name = f"{layer.bias}::{layer.node}::f32"
+            name = f"{layer.bias or layer.weight}::{layer.node}::f32"
             self.stored.array(name, bias)
         *before, last = dynamic_product(node, tensor, matrix, scales, name)
         self.nodes += before
         return last
 
-    def _bias(self, layer: Layer) -> np.ndarray | None:
-        """A layer's own bias, float32 ``[channels]``."""
+    def _bias(self, layer: Layer, shift: np.ndarray | None) -> np.ndarray | None:
+        """A layer's own bias with its correction, float32 ``[channels]``."""
         if layer.bias is None:
-            return None
-        return np.broadcast_to(self._constant(layer.bias).reshape(-1), (layer.channels,))
+            return shift
+        bias = np.broadcast_to(self._constant(layer.bias).reshape(-1), (layer.channels,))
+        return bias if shift is None else bias + shift
 
     def _look_up(self, layer: Layer, node: onnx.NodeProto) -> onnx.NodeProto:
         """The look-up in a small table, and what makes float32 of the rows taken; returns the last of these nodes."""
@@ -323,3 +357,9 @@ class _Builder:
 
     def _node(self, op_type: str, inputs: list[str], output: str, **attributes: Any) -> None:
         self.nodes.append(helper.make_node(op_type, inputs, [output], f"{output}::{op_type}", **attributes))
+
+
+def _set_input(node: onnx.NodeProto, index: int, name: str) -> None:
+    while len(node.input) <= index:
+        node.input.append("")
+    node.input[index] = name

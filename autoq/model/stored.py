@@ -5,7 +5,8 @@ the weight's own, which is how a reader of the file finds it again:
 
 * ``WEIGHT::w``, ``::s``, ``::z``: integers, scales and zero points;
 * ``WEIGHT::f16``: float16;
-* ``BIAS::NODE::b``, ``::s``: an int32 bias and its scales.
+* ``BIAS::NODE::b``, ``::s``: an int32 bias and its scales; ``BIAS::NODE::bc`` a corrected float one. A layer that had
+  none has one named after its weight.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ class Stored:
         return scale
 
     def _bias(self, layer: Layer, weight: QuantizedWeight, bias: np.ndarray, input_scale: np.float32) -> str:
-        stem = f"{layer.bias}::{layer.node}"
+        stem = f"{layer.bias or layer.weight}::{layer.node}"
         scale = (np.float32(input_scale) * weight.scale).astype(np.float32)
         values = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
         self.array(f"{stem}::b", np.clip(values, -_INT32_MAX, _INT32_MAX).astype(np.int32))

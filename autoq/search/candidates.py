@@ -12,6 +12,7 @@ import onnx
 from autoq.core.layer import Layer
 from autoq.core.scheme import BLOCKS, FLOAT32, ActivationSpec, Scheme, WeightSpec
 from autoq.errors import ProfileError, TrialError
+from autoq.model.corrections import bias_problem
 from autoq.model.graph import Graph
 from autoq.model.moments import MOST_COLUMNS
 from autoq.model.prepare import INT2_IR_VERSION, INT2_OPSET, TARGET_OPSET, raise_opset
@@ -58,7 +59,11 @@ def all_candidates(
     """As :func:`candidates`, also where no layer has a choice."""
     listed = {scheme for layer in layers for scheme in space.schemes_for(layer.name, layer.op_type)}
     int2_problem = _int2_problem(graph, opset) if any(scheme.weight_bits == 2 for scheme in listed) else ""
-    return tuple(_candidates(graph, layer, space, profile, opset, int2_problem) for layer in layers)
+    bias_problems = _bias_problems(graph, layers)
+    return tuple(
+        _candidates(graph, layer, space, profile, opset, int2_problem, bias_problems[layer.tied_to or layer.name])
+        for layer in layers
+    )
 
 
 def weight_specs(found: Sequence[Candidates]) -> list[tuple[Layer, WeightSpec]]:
@@ -72,6 +77,17 @@ def weight_specs(found: Sequence[Candidates]) -> list[tuple[Layer, WeightSpec]]:
     return list(wanted.values())
 
 
+def corrected_specs(found: Sequence[Candidates]) -> list[tuple[Layer, WeightSpec]]:
+    """The corrections of biases that policies may ask for: a tied layer's too, whose inputs are its own."""
+    schemes = {entry.layer.name: entry.schemes for entry in found}
+    return [
+        (entry.layer, spec)
+        for entry in found
+        for spec in dict.fromkeys(scheme.weight for scheme in schemes[entry.layer.tied_to or entry.layer.name])
+        if spec is not None and spec.bias_correction
+    ]
+
+
 def activation_specs(found: Sequence[Candidates]) -> list[ActivationSpec]:
     """Every calibrated activation scheme in use, as canonical policies may name it on any tensor."""
     specs = {scheme.calibrated for entry in found for scheme in entry.schemes if scheme.calibrated is not None}
@@ -81,13 +97,16 @@ def activation_specs(found: Sequence[Candidates]) -> list[ActivationSpec]:
 
 
 def _candidates(
-    graph: Graph, layer: Layer, space: Space, profile: Profile, opset: int, int2_problem: str
+    graph: Graph, layer: Layer, space: Space, profile: Profile, opset: int, int2_problem: str, no_bias: str
 ) -> Candidates:
     kept: dict[Scheme, None] = {}
     refused: list[tuple[Scheme, str]] = []
     replaced: list[tuple[Scheme, Scheme]] = []
     for listed in space.schemes_for(layer.name, layer.op_type):
         scheme = _with_possible_rounding(layer, profile.instead_of(listed))
+        if no_bias and scheme.weight is not None and scheme.weight.bias_correction:
+            scheme = dataclasses.replace(scheme, weight=dataclasses.replace(scheme.weight, bias_correction=False))
+            refused.append((listed, no_bias))
         if scheme != listed:
             replaced.append((listed, scheme))
         why = _model_problem(graph, layer, scheme, opset) or profile.legal(layer.op_type, scheme)
@@ -112,6 +131,15 @@ def _with_possible_rounding(layer: Layer, scheme: Scheme) -> Scheme:
     return dataclasses.replace(scheme, weight=dataclasses.replace(scheme.weight, rounding="nearest"))
 
 
+def _bias_problems(graph: Graph, layers: Sequence[Layer]) -> dict[str, str]:
+    """Why biases cannot be corrected, by layer with a weight of its own: tied layers have one scheme."""
+    problems: dict[str, str] = {}
+    for layer in layers:
+        owner = layer.tied_to or layer.name
+        problems[owner] = problems.get(owner) or bias_problem(graph, layer)
+    return problems
+
+
 def _int2_problem(graph: Graph, opset: int) -> str:
     """Why no file of this model can hold 2-bit integers, or nothing: the runtime must know all its operators anew."""
     if not TARGET_OPSET <= opset < INT2_OPSET:
@@ -131,12 +159,7 @@ def _unbuilt(scheme: Scheme) -> bool:
     weight = scheme.weight
     if weight is None:
         return False
-    return (
-        weight.granularity in BLOCKS
-        or weight.rounding not in ("nearest", "gptq")
-        or weight.bias_correction
-        or weight.smoothing is not None
-    )
+    return weight.granularity in BLOCKS or weight.rounding not in ("nearest", "gptq") or weight.smoothing is not None
 
 
 def _model_problem(graph: Graph, layer: Layer, scheme: Scheme, opset: int) -> str | None:

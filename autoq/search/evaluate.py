@@ -36,6 +36,7 @@ class Workload:
     layers: tuple[Layer, ...]
     affines: Mapping[tuple[str, ActivationSpec], Affine]
     bank: Mapping[tuple[str, WeightSpec], QuantizedWeight]
+    corrections: Mapping[tuple[str, WeightSpec], np.ndarray]
     inputs: Mapping[str, np.ndarray]
     targets: np.ndarray | None
     metric: Mapping[str, Any]
@@ -66,7 +67,7 @@ class Evaluator:
     def __init__(self, workload: Workload) -> None:
         self._workload = workload
         graph = Graph(onnx.ModelProto.FromString(workload.model))
-        self._lowering = Lowering(graph, workload.layers, workload.affines, workload.bank)
+        self._lowering = Lowering(graph, workload.layers, workload.affines, workload.bank, workload.corrections)
         self._metric = Metric.from_spec(workload.metric, Path(workload.base_dir))
 
     def evaluate(self, policy: Policy) -> Scored | Failure:

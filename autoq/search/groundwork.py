@@ -12,12 +12,13 @@ from autoq.core.scheme import ActivationSpec
 from autoq.errors import DataError
 from autoq.model.bank import Bank
 from autoq.model.calibrate import affine_table, calibrate
+from autoq.model.corrections import Corrections
 from autoq.model.lower import Lowering
 from autoq.model.placement import Placer
 from autoq.model.source import SourceModel
 from autoq.runtime.base import InputSpec
 from autoq.runtime.data import Split
-from autoq.search.candidates import Candidates, activation_specs, weight_specs
+from autoq.search.candidates import Candidates, activation_specs, corrected_specs, weight_specs
 
 BATCH = 32
 """Rows run at once while calibrating; moving averages are over batches of this size."""
@@ -41,25 +42,32 @@ def lay_groundwork(
     tensors = Placer(model.graph, model.layers).tensors_to_calibrate()
     bank = Bank(model.graph, calibration_id=f"{model.sha256}:{calibration.fingerprint}", cache_dir=cache_dir)
     missing = bank.read_cache(weight_specs(found))
+    corrections = Corrections(bank)
+    uncorrected = corrections.read_cache(corrected_specs(found))
+    averaged = {layer.name: layer for layer, _ in uncorrected}
     rounded = {layer.name: layer for layer, spec in missing if spec.rounding == "gptq"}
     threads = os.cpu_count() or 1
     moments: Mapping[str, np.ndarray] = {}
+    sample_means: Mapping[str, np.ndarray] = {}
+    means: Mapping[str, np.ndarray] = {}
     affines: dict[tuple[str, ActivationSpec], tuple[np.float32, int]] = {}
-    if specs or rounded:
+    if specs or rounded or averaged:
         step(f"calibrating on {calibration.rows} rows")
         statistics = calibrate(
             model.graph,
             _batches(calibration, inputs),
             tensors=tensors if specs else (),
             moment_layers=list(rounded.values()),
+            mean_layers=list(averaged.values()),
             threads=threads,
         )
-        moments = statistics.moments
+        moments, sample_means, means = statistics.moments, statistics.sample_means, statistics.means
         affines = affine_table(statistics.statistics, specs)
     if missing:
         step(f"quantizing weights: {len(missing)} entries for the bank")
-        bank.compute(missing, moments, threads=threads)
-    return Lowering(model.graph, model.layers, affines, bank.entries)
+        bank.compute(missing, moments, sample_means, threads=threads)
+    corrections.compute(uncorrected, means)
+    return Lowering(model.graph, model.layers, affines, bank.entries, corrections.entries)
 
 
 def _batches(split: Split, inputs: Sequence[InputSpec]) -> Iterator[dict[str, np.ndarray]]:

@@ -10,7 +10,7 @@ import pytest
 from autoq.model import moments
 from autoq.model.graph import Graph
 from autoq.model.layers import read_layers
-from autoq.model.moments import SecondMoment
+from autoq.model.moments import FirstMoment, SecondMoment
 from tests.models import Net, run
 
 CONVS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
@@ -36,6 +36,17 @@ def moment(model: Any, x: np.ndarray) -> tuple[np.ndarray, Graph]:
     return second.matrix(), graph
 
 
+def means_of(model: Any, x: np.ndarray) -> list[np.ndarray]:
+    """The mean input, as the first moment has it and as the second does."""
+    graph = Graph(model)
+    (layer,) = read_layers(graph)
+    found = [FirstMoment.of_layer(layer, graph), SecondMoment.of_layer(layer, graph)]
+    for part in np.array_split(x, 2):
+        for moment in found:
+            moment.update(part)
+    return [moment.mean() for moment in found]
+
+
 @pytest.mark.parametrize("name", CONVS)
 def test_convolution(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """H is what the convolution itself sees: with one weight at a time at 1, its outputs are the patches' columns."""
@@ -52,11 +63,14 @@ def test_convolution(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         probe.model(probe.add("Conv", probe.input("rows", *shape[1:]), probe.constant(eye), **attributes)), {"x": x}
     )
     (values,) = patches.values()  # [n, groups * K, *out]
-    expected = []
+    expected, means = [], []
     for group in np.split(values.astype(np.float64), groups, axis=1):
         flat = np.moveaxis(group, 1, -1).reshape(-1, columns)
         expected.append(flat.T @ flat / len(flat))
+        means.append(flat.mean(axis=0))
     np.testing.assert_allclose(found, np.stack(expected), rtol=1e-5, atol=1e-6)
+    for mean in means_of(model, x):
+        np.testing.assert_allclose(mean, np.stack(means), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("op", ["Gemm", "Gemm of a transposed input", "MatMul", "MatMul 3-D"])

@@ -24,6 +24,8 @@ SCHEMES = [
     "w4a8-gptq@percentile99.9",
     "w2a8@entropy",
     "w8a8@ema",
+    "w4-bc",
+    "w4a8-gptq-bc@percentile99.9",
 ]
 GENTLE = ("float32", "float16", "w8", "w8a8@minmax")
 
@@ -157,10 +159,7 @@ def test_random_model_under_random_policies(model: onnx.ModelProto, data: st.Dat
     for schemes in (SCHEMES, GENTLE):
         chosen = {}
         for layer in subject.layers:
-            text = data.draw(st.sampled_from(schemes))
-            # GPTQ is not defined for a ConvTranspose.
-            scheme = Scheme.parse(text.replace("-gptq", "") if layer.op_type == "ConvTranspose" else text)
-            chosen[layer.name] = Scheme() if scheme.activation and layer.integer_problem else scheme
+            chosen[layer.name] = subject.possible(layer, Scheme.parse(data.draw(st.sampled_from(schemes))))
         policy = subject.canonical(chosen)
         assert subject.canonical(dict(policy)) == policy
         candidate = subject.build(policy)

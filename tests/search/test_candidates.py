@@ -12,7 +12,14 @@ from autoq.errors import ProfileError
 from autoq.model.graph import Graph
 from autoq.model.layers import read_layers
 from autoq.model.prepare import prepare
-from autoq.search.candidates import Candidates, activation_specs, all_candidates, candidates, weight_specs
+from autoq.search.candidates import (
+    Candidates,
+    activation_specs,
+    all_candidates,
+    candidates,
+    corrected_specs,
+    weight_specs,
+)
 from autoq.spec.hardware import OpRules, Profile, load_profile
 from autoq.spec.space import Rule, Space
 from tests.models import Net
@@ -74,6 +81,34 @@ def test_layers_that_integers_cannot_run(cpu: Profile) -> None:
     for name, word in expected.items():
         assert list(reasons(found[name])) == ["w8a8@minmax"]
         assert word in reasons(found[name])["w8a8@minmax"]
+
+
+def test_a_correction_needs_a_bias(cpu: Profile) -> None:
+    """Without one the scheme less its correction stands in, and the reason says so; for all layers of one weight."""
+    net = Net()
+    x, shared = net.input("rows", 3, 4), net.weight(4, 4, name="shared.weight")
+    y = net.add("Add", net.add("MatMul", x, shared), net.weight(4))
+    bare = net.add("MatMul", y, shared)
+    own = net.add("Add", net.add("MatMul", bare, net.weight(4, 5, name="own.weight")), net.weight(5))
+    found = found_in(net.model(own), space_of("float32", "w4", "w4-bc", "w4a8-gptq-bc@mse"), cpu)
+    assert texts(found["own"]) == ["float32", "w4", "w4-bc", "w4a8-gptq-bc@mse"]
+    for name in ("shared", "shared#2"):
+        assert texts(found[name]) == ["float32", "w4", "w4a8-gptq@mse"]
+        assert "no constant is added" in reasons(found[name])["w4-bc"]
+        assert ("w4a8-gptq-bc@mse", "w4a8-gptq@mse") in [(str(a), str(b)) for a, b in found[name].replaced]
+    entries = tuple(found.values())
+    assert [(layer.name, str(Scheme(weight=spec))) for layer, spec in corrected_specs(entries)] == [
+        ("own", "w4-bc"),
+        ("own", "w4-gptq-bc"),
+    ]
+
+
+def test_every_layer_of_a_shared_weight_has_a_correction(cpu: Profile) -> None:
+    net = Net()
+    shared, x = net.weight(4, 4, 3, 3, name="shared.weight"), net.input("rows", 4, 6, 6)
+    model = net.model(net.add("Conv", net.add("Conv", x, shared), shared))
+    entries = tuple(found_in(model, space_of("w4", "w4-bc"), cpu).values())
+    assert [layer.name for layer, _ in corrected_specs(entries)] == ["shared", "shared#2"]
 
 
 def test_schemes_that_become_equal_are_one(cpu: Profile) -> None:

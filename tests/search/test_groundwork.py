@@ -19,7 +19,16 @@ from autoq.search.candidates import Candidates
 from autoq.search.groundwork import lay_groundwork
 from tests.models import Net, check, distance, run
 
-SCHEMES = ("float32", "float16", "w8", "w4-gptq", "w8a8@minmax", "w8a8@ema", "w4a8-gptq@mse", "w8a8-s8@percentile99.9")
+SCHEMES = (
+    "float32",
+    "float16",
+    "w8",
+    "w4-gptq",
+    "w8a8@minmax",
+    "w8a8@ema",
+    "w4a8-gptq-bc@mse",
+    "w8a8-s8@percentile99.9",
+)
 
 
 def source(folder: Path, batch: int | str = "rows") -> SourceModel:
@@ -49,7 +58,7 @@ def laid(
 def test_every_policy_can_be_built(tmp_path: Path) -> None:
     model, data = source(tmp_path), split(40)
     lowering, steps = laid(model, data)
-    assert steps == ["calibrating on 40 rows", "quantizing weights: 6 entries for the bank"]
+    assert steps == ["calibrating on 40 rows", "quantizing weights: 9 entries for the bank"]
     names = [layer.name for layer in model.layers]
     (exact,) = run(model.graph.model, data.inputs).values()
     for number, chosen in enumerate(itertools.product(map(Scheme.parse, SCHEMES), repeat=3)):
@@ -72,6 +81,19 @@ def test_the_next_search_finds_the_bank_and_needs_no_pass_for_it(tmp_path: Path)
     assert second.build(policy) == first.build(policy)
     _, other = laid(model, split(40, seed=1), cache, schemes)
     assert other == ["calibrating on 40 rows", "quantizing weights: 3 entries for the bank"], "GPTQ saw other data"
+
+
+def test_corrections_are_found_again_too(tmp_path: Path) -> None:
+    model, data, cache = source(tmp_path), split(40), tmp_path / "cache"
+    schemes = ("float32", "w4", "w4-bc")
+    first, steps = laid(model, data, cache, schemes)
+    assert steps == ["calibrating on 40 rows", "quantizing weights: 3 entries for the bank"], "w4's are w4-bc's too"
+    second, again = laid(model, data, cache, schemes)
+    assert again == []
+    policy = Policy.uniform([layer.name for layer in model.layers], Scheme.parse("w4-bc"))
+    assert second.build(policy) == first.build(policy)
+    _, other = laid(model, split(40, seed=1), cache, schemes)
+    assert other == ["calibrating on 40 rows"], "the integers saw no data, the corrections did"
 
 
 def test_ranges_are_collected_only_where_wanted(tmp_path: Path) -> None:
