@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,7 +110,8 @@ def test_ranges_found_at_run_time(name: str) -> None:
         shifts.append(np.abs(means(found, name) - means(exact, name)).max())
         counts.append(ran)
     assert shifts[1] < max(0.15 * shifts[0], 2e-3 * np.abs(means(exact, name)).max())
-    assert counts[0] == counts[1]
+    # An Add of one value stays an Add; with a correction it has a value a channel, which the kernel takes in.
+    assert counts[1] in (counts[0], counts[0] - Counter(Add=1))
 
 
 def test_tied_weights_are_stored_once_and_each_bias_is_its_own() -> None:
