@@ -9,89 +9,33 @@ result.export("knee", "export")   # the model, its manifest and a script that ru
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
+# Next to nothing is imported here: until `python -m autoq` comes to its own code, Ctrl-C shows Python's traceback.
 from autoq.errors import AutoqError
+
+TYPE_CHECKING = False  # as `typing` has it
 
 # The function `search` below shares its name with the package autoq/search, and loading a package binds its name here.
 # Loaded now, before the function is defined, it never does so again.
-importlib.import_module("autoq.search")
+__import__("autoq.search")
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from pandas import DataFrame
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+    from typing import Any
 
-    from autoq.core.result import Front, FrontPoint, Trial
+    from autoq.core.result import Trial
+    from autoq.result import SearchResult
 
 __version__ = "0.1.0"
 __all__ = ["AutoqError", "SearchResult", "load", "search"]
 
 
-@dataclass(frozen=True, slots=True)
-class SearchResult:
-    """A finished search. ``path`` is its run folder; ``trials`` has every trial, the failed ones too."""
+def __getattr__(name: str) -> Any:
+    if name == "SearchResult":
+        from autoq.result import SearchResult
 
-    front: Front
-    trials: tuple[Trial, ...]
-    path: Path
-
-    def select(
-        self, how: str = "knee", *, max_drop: float | None = None, max_latency_ratio: float | None = None
-    ) -> FrontPoint:
-        """The point called ``"knee"``, ``"best"``, ``"fastest"``, ``"smallest"`` or by its id, within the bounds.
-
-        ``max_drop`` is in the metric's own unit, ``max_latency_ratio`` relative to float32 (0.5 = twice as fast).
-        Raises :class:`autoq.errors.RunError` when there is none.
-        """
-        from autoq.record.choice import select
-
-        return select(self.front, how, max_drop=max_drop, max_latency_ratio=max_latency_ratio)
-
-    def export(
-        self,
-        how: str = "knee",
-        out: str | Path = "export",
-        *,
-        max_drop: float | None = None,
-        max_latency_ratio: float | None = None,
-    ) -> Path:
-        """Writes the chosen model, its manifest and ``infer.py`` into the folder ``out``, which is returned."""
-        from autoq.record.export import export_point
-
-        export_point(self.path, how, Path(out), max_drop=max_drop, max_latency_ratio=max_latency_ratio)
-        return Path(out)
-
-    def to_frame(self) -> DataFrame:
-        """The front as a pandas table, float32 first."""
-        from dataclasses import asdict
-
-        from pandas import DataFrame
-
-        from autoq.record.summary import front_table
-
-        return DataFrame([asdict(row) for row in front_table(self.front)]).set_index("id")
-
-    def plot(self) -> Figure:
-        """The front over all trials, as a Matplotlib figure."""
-        from autoq.record.plots import plot_front
-
-        return plot_front(self.front, self.trials)
-
-    def summary(self) -> str:
-        """What was gained, in a sentence or two."""
-        from autoq.record.summary import describe_gain
-
-        return describe_gain(self.front)
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        columns = ["metric", "drop", "speedup", "size_ratio", "weight_bits_mean", "policy"]
-        return f"<p>{escape(self.summary())}</p>{self.to_frame()[columns].to_html(float_format='%.4g')}"
+        return SearchResult
+    raise AttributeError(f"module 'autoq' has no attribute {name!r}")
 
 
 def search(
@@ -121,6 +65,7 @@ def search(
     import warnings
 
     from autoq.pipeline import Events, run_search
+    from autoq.result import SearchResult
 
     events = Events(
         step=on_step,
@@ -146,8 +91,11 @@ def search(
 
 def load(path: str | Path) -> SearchResult:
     """The result in a run folder, also of a search that is still running or was interrupted."""
+    from pathlib import Path
+
     from autoq.record.front import read_front
     from autoq.record.run_folder import RunFolder
+    from autoq.result import SearchResult
     from autoq.search.store import TrialLog
 
     folder = RunFolder(Path(path))

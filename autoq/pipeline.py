@@ -312,7 +312,8 @@ def _record(folder: RunFolder, setting: Setting, resume: bool) -> dict[str, Any]
         "search data": setting.search.fingerprint,
         "final data": setting.final.fingerprint,
         "calibration data": setting.calibration.fingerprint,
-        "metric": setting.metric.spec,
+        "data.batch": job.data.batch,
+        "metric": {name: value for name, value in setting.metric.spec.items() if name != "timeout"},
         "space": setting.space.to_dict(),
         "hardware": setting.profile.to_dict(),
         "objectives": list(job.objectives),
@@ -323,7 +324,9 @@ def _record(folder: RunFolder, setting: Setting, resume: bool) -> dict[str, Any]
     }
     recorded = folder.read() if resume else {}
     if resume:
-        folder.check_identity(recorded.get("identity", {}), identity)
+        # Runs from before it was part of the identity have it in their job alone.
+        before = {"data.batch": recorded.get("job", {}).get("data", {}).get("batch")}
+        folder.check_identity(before | recorded.get("identity", {}), identity)
     return {
         "name": job.name,
         "identity": identity,

@@ -20,6 +20,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "__main__",
         "cli",
         "autoq",
+        "result",
         "pipeline",
         "search record",
         "model",

@@ -1,15 +1,20 @@
 """The command line: arguments, printing, exit codes.
 
-Exit codes: 0 done; 1 ``verify`` found something wrong, or autoq itself broke; 2 bad input; 130 Ctrl-C.
+Exit codes: 0 done; 1 ``verify`` found something wrong, or autoq itself broke; 2 bad input; 130 Ctrl-C; 143 SIGTERM.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import click
 
@@ -139,11 +144,12 @@ def doctor() -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code. No error reaches the user as a traceback."""
     try:
-        cli.main(arguments, prog_name="autoq", standalone_mode=False)
-    except click.exceptions.Abort:
-        return _interrupted()
-    except KeyboardInterrupt:
-        return _interrupted()
+        with _terminable():
+            cli.main(arguments, prog_name="autoq", standalone_mode=False)
+    except click.exceptions.Abort as abort:  # click's own for what interrupted it
+        return _interrupted(abort.__cause__)
+    except KeyboardInterrupt as interrupt:
+        return _interrupted(interrupt)
     except click.ClickException as error:
         error.show()
         return 2
@@ -170,12 +176,35 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _interrupted() -> int:
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends what runs as Ctrl-C does: a scheduler's stop loses nothing that a person's would not."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only there may signals be handled
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupted(by: BaseException | None) -> int:
     # Where Ctrl-C came while code in a string ran (dataclasses are made so), Python would end with the signal and not
     # with our exit code. Running such code to its end makes it forget that (CPython, run_eval_code_obj).
     exec("")
-    _say("interrupted; finished trials are kept, and `autoq search JOB --out RUN --resume` goes on")
-    return 130
+    terminated = isinstance(by, _Terminated)
+    how = "terminated" if terminated else "interrupted"
+    _say(f"{how}; finished trials are kept, and `autoq search JOB --out RUN --resume` goes on")
+    return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
 
 
 def _say(message: str) -> None:

@@ -6,7 +6,7 @@ The work is done by the optimizer and the rewriter of onnxscript. A step that fa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from onnxscript import optimizer, rewriter
 from onnxscript.rewriter import pattern
 from onnxscript.rewriter.rules import common as rules
 
+from autoq.core.layer import LAYER_OPS
 from autoq.model import fold_activations
 
 FOLD_LIMIT = 2**26
@@ -57,7 +58,9 @@ def _first_that_works(
     for step in steps:
         attempt = model.clone()  # a step that fails leaves half of its work behind
         try:
+            makers = _makers(attempt.graph)
             step(attempt)
+            _keep_names(attempt.graph, makers)
         except Exception as error:
             reason = reason or cause_of(error)
         else:
@@ -93,6 +96,27 @@ def _should_fold(node: ir.Node) -> bool | None:
 
 def _rewrite(model: ir.Model) -> None:
     rewriter.rewrite(model, pattern_rewrite_rules=_RULES)
+
+
+def _keep_names(graph: ir.Graph, known: Mapping[str | None, tuple[str | None, dict[str, str]]]) -> None:
+    """A layer that took up what stood behind it is a new node; people know it by the old one's name and notes."""
+    for node in graph:
+        name, notes = known.get(node.outputs[0].name, (node.name, {}))
+        if node.op_type in LAYER_OPS and node.name != name:
+            node.name = name
+            node.metadata_props.update(notes)
+
+
+def _makers(graph: ir.Graph) -> dict[str | None, tuple[str | None, dict[str, str]]]:
+    """Tensor -> name and notes of the layer that writes it, or that writes what its operator reads."""
+    found: dict[str | None, tuple[str | None, dict[str, str]]] = {}
+    for node in graph:
+        above = (value.producer() for value in node.inputs if value is not None)
+        for maker in (node, *above):
+            if maker is not None and maker.op_type in LAYER_OPS:
+                found[node.outputs[0].name] = (maker.name, dict(maker.metadata_props))
+                break
+    return found
 
 
 def _matmul_and_bias(op: Any, x: ir.Value, weight: ir.Value, bias: ir.Value) -> ir.Value:

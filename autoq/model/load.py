@@ -69,14 +69,16 @@ def _read_external_data(model: onnx.ModelProto, path: Path) -> list[Path]:
         try:
             location = ExternalDataInfo(tensor).location
             target = (folder / location).resolve()
+            if not location or Path(location).is_absolute() or not target.is_relative_to(folder):
+                raise ModelError(
+                    f"{path}: tensor {tensor.name!r} names external data outside the model's folder ({location!r}); "
+                    "refused, since such a file could read anything on this machine"
+                )
+            present = target.is_file()  # raises for a name longer than the file system allows
         except (ValueError, OSError) as error:
-            raise ModelError(f"{path}: tensor {tensor.name!r} has broken external data: {_first_line(error)}") from None
-        if not location or Path(location).is_absolute() or not target.is_relative_to(folder):
-            raise ModelError(
-                f"{path}: tensor {tensor.name!r} names external data outside the model's folder ({location!r}); "
-                "refused, since such a file could read anything on this machine"
-            )
-        if not target.is_file():
+            cause = getattr(error, "strerror", None) or _first_line(error)
+            raise ModelError(f"{path}: tensor {tensor.name!r} has broken external data: {cause}") from None
+        if not present:
             raise ModelError(f"{path}: tensor {tensor.name!r} needs the external file {location!r}, which is missing")
         files[location] = path.parent / location
     total = sum(file.stat().st_size for file in (path, *files.values()))

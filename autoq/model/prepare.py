@@ -125,7 +125,12 @@ def _upgrade(model: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
 
 
 def _convert_in_onnx(model: onnx.ModelProto) -> onnx.ModelProto:
-    return onnx.version_converter.convert_version(model, TARGET_OPSET)
+    converted = onnx.version_converter.convert_version(model, TARGET_OPSET)
+    notes = {node.output[0]: node.metadata_props for node in model.graph.node if node.output}
+    for node in converted.graph.node:  # the converter drops them, and modules' names with them
+        if node.output and not node.metadata_props:
+            node.metadata_props.extend(notes.get(node.output[0], ()))
+    return converted
 
 
 def _convert_in_onnxscript(model: onnx.ModelProto) -> onnx.ModelProto:

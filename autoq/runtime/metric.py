@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from autoq.core.objectives import Direction
-from autoq.errors import MetricError
+from autoq.errors import MetricError, TrialError
 from autoq.runtime.metric_table import NamedMetric, find_metric
 from autoq.runtime.readout import read_labels, read_probabilities, read_scores, read_values
+from autoq.runtime.time_limit import within
 from autoq.runtime.user_code import call_user, load_function
 from autoq.spec.checking import nearest, show, validate
 from autoq.spec.job import Job, MetricChoice
@@ -26,6 +27,9 @@ Outputs = Mapping[str, np.ndarray]
 
 _READ = {"labels": read_labels, "scores": read_scores, "probabilities": read_probabilities, "values": read_values}
 _FEWEST_RESAMPLES = 50
+
+DEFAULT_TIMEOUT_S = 600.0
+"""How long a metric function may take for one model where the job does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +62,8 @@ class Metric:
     def __call__(self, outputs: Outputs, targets: np.ndarray | None) -> float:
         """The metric of ``outputs`` (name -> [rows, ...], in the model's order) against ``targets`` [rows, ...].
 
-        Raises :class:`MetricError` where it raises, or returns what is no finite number.
+        Raises :class:`MetricError` where it raises, or returns what is no finite number; :class:`TrialError`
+        (``timeout``) where a job's own function does not return in time.
         """
         value = self._compute(outputs, targets)
         if isinstance(value, np.ndarray) and value.ndim == 0:
@@ -158,8 +163,16 @@ def _resolve(choice: MetricChoice, base_dir: Path) -> Metric:
         file, _, name = choice.function.rpartition(":")
         path, what = base_dir / file, f"metric {name!r}"
 
+        limit = choice.timeout or DEFAULT_TIMEOUT_S
+
         def call(outputs: Outputs, targets: np.ndarray | None) -> object:
-            return call_user(lambda: function(dict(outputs), targets), path, MetricError, what)
+            try:
+                return within(
+                    limit, lambda: call_user(lambda: function(dict(outputs), targets), path, MetricError, what)
+                )
+            except TimeoutError:
+                message = f"{what} did not return within {limit:g} s; metric.timeout allows it more"
+                raise TrialError("timeout", message) from None
 
         direction: Direction = choice.direction or "maximize"
         return Metric(name=name, direction=direction, choice=choice, base_dir=base_dir, _compute=call)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,13 +90,20 @@ class RayExecutor:
             raise
 
     def _start(self, address: str, workers: int) -> None:
+        handler = signal.getsignal(signal.SIGTERM)
         try:
             self._ray.init(address=address, **_options(address, workers or os.cpu_count() or 1))
+        except SystemExit as stop:  # what Ray's own handler does, which is in force from the start of this call
+            if stop.code == signal.SIGTERM and callable(handler):
+                handler(signal.SIGTERM, None)
+            raise
         except Exception as error:  # Ray raises from several trees
             raise RunError(
                 f"Ray at {address!r} cannot be reached: {_first_line(error)}; start it with `ray start --head`, or "
                 "use `--ray local` or `--ray off`"
             ) from None
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
     def _start_worker(self) -> None:
         # No restarts by Ray: its restarted actor keeps its calls waiting for a core that may never be free.

@@ -22,6 +22,15 @@ from autoq.spec.document import check_bounds, read_mapping
 from autoq.spec.durations import parse_duration
 
 
+def _seconds(value: Any) -> Any:
+    if value is None:
+        return None
+    try:
+        return parse_duration(value)
+    except JobError as error:
+        raise ValueError(str(error)) from None
+
+
 class ModelFile(Fields):
     """The trained model: an ONNX file, relative to the job file."""
 
@@ -33,7 +42,7 @@ class MetricChoice(Fields):
 
     For a scikit-learn metric, ``output`` names the model output it reads (default: the first), ``axis`` the axis of
     that output's classes (default: the last) and ``kwargs`` what else the metric takes. ``direction`` overrides the
-    metric's own.
+    metric's own. ``timeout`` is for a function: the seconds that it may take for one model.
     """
 
     name: Text | None = None
@@ -42,6 +51,12 @@ class MetricChoice(Fields):
     axis: Annotated[int, Field(ge=-32, le=32)] | None = None
     kwargs: dict[Text, Any] = Field(default_factory=dict)
     direction: Direction | None = None
+    timeout: float | None = None
+
+    @field_validator("timeout", mode="before")
+    @classmethod
+    def _timeout_seconds(cls, value: Any) -> Any:
+        return _seconds(value)
 
     @field_validator("function")
     @classmethod
@@ -67,6 +82,8 @@ class MetricChoice(Fields):
             raise ValueError("give either name (a scikit-learn metric) or function (file.py:name)")
         if self.function is not None and (self.output is not None or self.axis is not None or self.kwargs):
             raise ValueError("output, axis and kwargs go with name; a function is given all outputs and picks itself")
+        if self.name is not None and self.timeout is not None:
+            raise ValueError("timeout goes with function: a metric by name ends by itself")
         return self
 
 
@@ -78,13 +95,8 @@ class Budget(Fields):
 
     @field_validator("time_s", mode="before")
     @classmethod
-    def _seconds(cls, value: Any) -> Any:
-        if value is None:
-            return None
-        try:
-            return parse_duration(value)
-        except JobError as error:
-            raise ValueError(str(error)) from None
+    def _time_seconds(cls, value: Any) -> Any:
+        return _seconds(value)
 
 
 class SearchChoice(Fields):

@@ -18,8 +18,9 @@ import pytest
 import yaml
 from onnx import TensorProto, helper
 
+from autoq.search.store import TrialLog
 from tests.cli.calls import Done, assert_one_message, call
-from tests.small_job import ROWS, autoq, dump_job, small_data, small_model, write_job
+from tests.small_job import QUIET_SEARCH, ROWS, autoq, dump_job, small_data, small_model, write_job
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -104,6 +105,11 @@ def test_a_job_file_that_is_none(
         (lambda job: job.update(space="defualt"), r"unknown search space.*default"),
         (lambda job: job.update(space="missing.yaml"), r"missing\.yaml.*no such search space"),
         (lambda job: job["metric"].update(name="acuracy"), r"acuracy.*accuracy"),
+        (lambda job: job["metric"].update(timeout="1m"), r"timeout goes with function"),
+        (
+            lambda job: job.update(metric={"function": "m.py:f", "timeout": "soon"}),
+            r"metric\.timeout: 'soon' is no time",
+        ),
         (lambda job: job.update(metric={"function": "metric.py:f"}), r"metric\.py: no such file"),
     ],
 )
@@ -344,6 +350,34 @@ def test_a_tracking_store_that_cannot_be(
 def test_no_ray_at_that_address(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = call(capsys, "search", folder / "job.yaml", "--out", folder / "run", "--ray", "nonsense", "--quiet")
     assert_one_message(done, r"Ray at 'nonsense' cannot be reached.*`ray start --head`")
+
+
+# What a candidate does ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings(*QUIET_SEARCH)
+def test_a_metric_that_never_returns_costs_its_trial_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Here it hangs on every model that makes many mistakes: the search goes on with the others."""
+    (folder / "own.py").write_text(
+        "def score(outputs, targets):\n"
+        "    found = (outputs['y'].argmax(1) == targets).mean()\n"
+        "    while found < 0.9:\n"
+        "        pass\n"
+        "    return float(found)\n"
+    )
+    respell(
+        folder,
+        lambda job: job.update(
+            metric={"function": "own.py:score", "timeout": "1s"}, objectives=["metric", "size"], budget={"trials": 4}
+        ),
+    )
+    done = search(capsys, folder)
+    assert (done.code, done.err) == (0, "")
+    trials = TrialLog(folder / "run" / "trials.jsonl").read()
+    failures = [trial.failure for trial in trials if trial.failure is not None]
+    assert 0 < len(failures) < len(trials) == 4
+    assert {failure.reason for failure in failures} == {"timeout"}
+    assert "did not return within 1 s; metric.timeout allows it more" in failures[0].message
 
 
 # Folders --------------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from autoq.core.identity import sha256_hex
 from autoq.record.front import read_front
 from autoq.search.store import TrialLog
 from tests.cli.calls import Done, assert_one_message, call
-from tests.small_job import QUIET_SEARCH, autoq, dump_job, environment, small_disk, small_model, write_job
+from tests.small_job import QUIET_SEARCH, ROOT, autoq, dump_job, environment, small_disk, small_model, write_job
 
 pytestmark = pytest.mark.filterwarnings(*QUIET_SEARCH)
 
@@ -150,6 +150,47 @@ def test_ctrl_c_in_mid_search(job: Path, whole: Path, tmp_path: Path, after: int
         resume(job, run, whole)
 
 
+@pytest.mark.parametrize("ray", ["off", "local"])
+def test_sigterm_ends_a_search_as_ctrl_c_does(job: Path, tmp_path: Path, ray: str) -> None:
+    run, mark = tmp_path / "run", uuid.uuid4().hex
+    with started(job, "--out", run, "--ray", ray, "--workers", "1", AUTOQ_TEST_MARK=mark) as process:
+        wait_for(lambda: trials_in(run) >= 3, process)
+        process.terminate()  # the driver alone, as a scheduler does
+        out, err = process.communicate(timeout=60)
+        wait_for(lambda: marked(mark) == [], seconds=20)
+    assert_one_message(Done(process.returncode, out, err.lstrip()), r"terminated; finished trials are kept", code=143)
+    assert 3 <= trials_in(run) < TRIALS
+    assert_whole_folder(run, 3)
+    record = json.loads((run / "run.json").read_text())["tracking"]
+    assert mlflow.MlflowClient(record["uri"]).get_run(record["run_id"]).info.status == "KILLED"
+
+
+def test_sigterm_while_ray_starts(job: Path, tmp_path: Path) -> None:
+    """Ray has a handler of its own meanwhile."""
+    mark = uuid.uuid4().hex
+    with started(job, "--out", tmp_path / "run", "--ray", "local", "--workers", "1", AUTOQ_TEST_MARK=mark) as process:
+        wait_for(lambda: any("gcs_server" in command for command in marked(mark)), process)
+        process.terminate()
+        out, err = process.communicate(timeout=60)
+        wait_for(lambda: marked(mark) == [], seconds=20)
+    assert_one_message(Done(process.returncode, out, err.lstrip()), r"terminated; finished trials are kept", code=143)
+
+
+def test_ctrl_c_while_the_command_line_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt")
+    done = autoq("--help", env=environment(PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)])))
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "autoq: interrupted\n")
+    # And nothing slow comes before that code: what Python shows then is not ours.
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:2]; import autoq; print([m for m in sys.argv[2:] if m in sys.modules])"
+    )
+    heavy = ("dataclasses", "typing", "pathlib", "inspect", "re", "numpy", "click")
+    bare = subprocess.run(
+        [sys.executable, "-S", "-E", "-c", code, str(ROOT), *heavy], capture_output=True, text=True, check=False
+    )
+    assert bare.stdout == "[]\n", bare.stderr
+
+
 def test_ctrl_c_with_ray_leaves_no_process_behind(job: Path, tmp_path: Path) -> None:
     run, mark = tmp_path / "run", uuid.uuid4().hex
     with started(job, "--out", run, "--ray", "local", "--workers", "1", AUTOQ_TEST_MARK=mark) as process:
@@ -258,6 +299,7 @@ def test_a_run_is_not_overwritten(job: Path, whole: Path, capsys: pytest.Capture
         (lambda job: job.update(space="int8"), r"space\.schemes was .*, is "),
         (lambda job: job.update(hardware="other.yaml"), r"hardware\..* was .*, is "),
         (lambda job: job["model"].update(path="other.onnx"), r"model was [0-9a-f]{12}, is [0-9a-f]{12}"),
+        (lambda job: job["data"].update(batch=64), r"data\.batch was 100, is 64"),
         (lambda job: job["data"]["search"].update(slice=[64, 270]), r"search data was [0-9a-f]{12}, is [0-9a-f]{12}"),
     ],
 )

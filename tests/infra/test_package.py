@@ -81,7 +81,7 @@ def test_installed_wheel_finds_its_data(repo_root: Path, wheel: Path, tmp_path: 
 def test_wheel_metadata(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         info = {Path(name).name: archive.read(name).decode() for name in archive.namelist() if ".dist-info/" in name}
-    assert "autoq = autoq.cli:main" in info["entry_points.txt"]
+    assert "autoq = autoq.__main__:run" in info["entry_points.txt"]
     assert "License-Expression: Apache-2.0" in info["METADATA"]
     assert "Requires-Python: <3.13,>=3.11" in info["METADATA"]
     assert info["top_level.txt"].split() == ["autoq"]

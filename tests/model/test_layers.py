@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto
 
 from autoq.model.graph import Graph, attribute
@@ -47,6 +48,34 @@ def test_names() -> None:
         sixth,
         model.graph.node[6].name,
     ]
+
+
+@pytest.mark.parametrize("opset", [17, 21])
+@pytest.mark.parametrize("scopes", [True, False])
+def test_layers_that_take_up_a_bias_or_a_batch_norm_keep_their_names(opset: int, scopes: bool) -> None:
+    """Old exporters name weights onnx::Conv_7 and nodes after modules; new ones note the module's path on each node."""
+    net = Net()
+    x = net.add("Conv", net.input("rows", 3, 4, 4), net.weight(2, 3, 3, 3, name="onnx::Conv_1"))
+    x = net.add("Flatten", net.add("Relu", net.add("BatchNormalization", x, *batch_norm(net, 2))))
+    x = net.add("MatMul", x, net.weight(8, 6, name="onnx::MatMul_2"))
+    x = net.add("Add", net.constant(np.ones(6, np.float32)), x)
+    x = net.add("Gemm", x, net.weight(6, 5, name="onnx::Gemm_3"))
+    model = net.model(net.add("BatchNormalization", x, *batch_norm(net, 5)), opset=opset, ir_version=8)
+    names = {"Conv": "/stem/conv/Conv", "MatMul": "/block/query/MatMul", "Gemm": "/head/Gemm"}
+    for node in model.graph.node:
+        node.name = names.get(node.op_type, node.name)
+        if scopes:
+            entry = node.metadata_props.add()
+            module = node.name.strip("/").rpartition("/")[0].replace("/", ".") or "other"
+            entry.key, entry.value = "pkg.torch.onnx.name_scopes", repr(["", "net", module, node.op_type])
+    prepared = prepare(model)
+    assert prepared.opset == 21 and [node.op_type for node in prepared.model.graph.node].count("Gemm") == 2
+    found = [layer.name for layer in read_layers(Graph(prepared.model))]
+    assert found == (["stem.conv", "block.query", "head"] if scopes else list(names.values()))
+
+
+def batch_norm(net: Net, channels: int) -> list[str]:
+    return [net.constant((1 + net.rng.random(channels)).astype(np.float32)) for _ in range(4)]
 
 
 def test_equal_names_are_numbered() -> None:

@@ -173,6 +173,10 @@ def test_external_data_missing_or_cut_short(tmp_path: Path) -> None:
     refused(path, "missing", "weights.bin")
 
 
+def test_external_data_with_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    refused(external(tmp_path, "w" * 5000), "'layer1.weight'", "broken external data", "File name too long")
+
+
 def test_larger_than_one_file_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = external(tmp_path)
     monkeypatch.setattr(load, "LARGEST_BYTES", 1000)

@@ -12,9 +12,9 @@ import pytest
 from scipy.special import softmax
 from sklearn import metrics as sk
 
-from autoq.errors import AutoqError, JobError, MetricError
+from autoq.errors import AutoqError, JobError, MetricError, TrialError
 from autoq.runtime.data import load_split
-from autoq.runtime.metric import Metric, bootstrap_metric, bootstrap_paired, resolve_metric
+from autoq.runtime.metric import DEFAULT_TIMEOUT_S, Metric, bootstrap_metric, bootstrap_paired, resolve_metric
 from autoq.runtime.metric_table import known_metrics
 from autoq.runtime.ort import input_specs, open_session, run_batches
 from autoq.spec.job import load_job
@@ -266,6 +266,17 @@ def test_metrics_travel_by_pickle(tmp_path: Path) -> None:
 def test_functions_that_fail(tmp_path: Path, body: str, said: str) -> None:
     with pytest.raises(MetricError, match=said):
         function(tmp_path, body)({"out": LOGITS}, Y)
+
+
+def test_a_function_that_never_returns(tmp_path: Path) -> None:
+    function(tmp_path, "while True: pass")
+    slow = metric(tmp_path, function="m.py:score", timeout="0.2s")
+    for each in (slow, pickle.loads(pickle.dumps(slow))):
+        with pytest.raises(TrialError, match=r"'score' did not return within 0\.2 s; metric\.timeout") as caught:
+            each({"out": LOGITS}, Y)
+        assert caught.value.reason == "timeout"
+    assert metric(tmp_path, function="m.py:score").choice.timeout is None  # the default, which is generous
+    assert DEFAULT_TIMEOUT_S >= 600
 
 
 @pytest.mark.parametrize(

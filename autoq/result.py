@@ -1,0 +1,76 @@
+"""What a search gives back to Python: the front, every trial, and what can be done with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+    from autoq.core.result import Front, FrontPoint, Trial
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """A finished search. ``path`` is its run folder; ``trials`` has every trial, the failed ones too."""
+
+    front: Front
+    trials: tuple[Trial, ...]
+    path: Path
+
+    def select(
+        self, how: str = "knee", *, max_drop: float | None = None, max_latency_ratio: float | None = None
+    ) -> FrontPoint:
+        """The point called ``"knee"``, ``"best"``, ``"fastest"``, ``"smallest"`` or by its id, within the bounds.
+
+        ``max_drop`` is in the metric's own unit, ``max_latency_ratio`` relative to float32 (0.5 = twice as fast).
+        Raises :class:`autoq.errors.RunError` when there is none.
+        """
+        from autoq.record.choice import select
+
+        return select(self.front, how, max_drop=max_drop, max_latency_ratio=max_latency_ratio)
+
+    def export(
+        self,
+        how: str = "knee",
+        out: str | Path = "export",
+        *,
+        max_drop: float | None = None,
+        max_latency_ratio: float | None = None,
+    ) -> Path:
+        """Writes the chosen model, its manifest and ``infer.py`` into the folder ``out``, which is returned."""
+        from autoq.record.export import export_point
+
+        export_point(self.path, how, Path(out), max_drop=max_drop, max_latency_ratio=max_latency_ratio)
+        return Path(out)
+
+    def to_frame(self) -> DataFrame:
+        """The front as a pandas table, float32 first."""
+        from dataclasses import asdict
+
+        from pandas import DataFrame
+
+        from autoq.record.summary import front_table
+
+        return DataFrame([asdict(row) for row in front_table(self.front)]).set_index("id")
+
+    def plot(self) -> Figure:
+        """The front over all trials, as a Matplotlib figure."""
+        from autoq.record.plots import plot_front
+
+        return plot_front(self.front, self.trials)
+
+    def summary(self) -> str:
+        """What was gained, in a sentence or two."""
+        from autoq.record.summary import describe_gain
+
+        return describe_gain(self.front)
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        columns = ["metric", "drop", "speedup", "size_ratio", "weight_bits_mean", "policy"]
+        return f"<p>{escape(self.summary())}</p>{self.to_frame()[columns].to_html(float_format='%.4g')}"
