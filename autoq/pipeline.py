@@ -18,7 +18,7 @@ from autoq.core.identity import sha256_hex
 from autoq.core.objectives import Direction, Values
 from autoq.core.policy import Policy
 from autoq.core.result import Front, FrontPoint, Latency, MetricPair, Trial
-from autoq.core.scheme import FLOAT32, Scheme
+from autoq.core.scheme import FLOAT32
 from autoq.errors import AutoqError, MetricError, ProfileError, RunError, TrialError
 from autoq.model.bank import BANK_VERSION, default_cache_dir
 from autoq.model.calibrate import output_shapes
@@ -47,8 +47,8 @@ from autoq.search.groundwork import lay_groundwork
 from autoq.search.loop import Limits, Search
 from autoq.search.problem import Problem
 from autoq.search.proposer import Proposer, StudyRecord
-from autoq.search.seeds import knapsack_seeds
-from autoq.search.sensitivity import cached, measure, probes, sensitivity
+from autoq.search.seeds import knapsack_seeds, proxies
+from autoq.search.sensitivity import Sensitivity, cached, measure, probes, sensitivity
 from autoq.search.store import TrialLog, disk_error
 from autoq.spec.hardware import Profile, fitting_profiles, load_profile
 from autoq.spec.job import Job, load_job
@@ -200,7 +200,7 @@ def _search(
         cache_dir=default_cache_dir(),
         step=events.step,
     )
-    seeds = _predicted_seeds(setting, lowering, events)
+    predicted = _prediction(setting, lowering, events)
     problem = _problem(setting, lowering, baseline)
     study = StudyRecord(folder.study, job.name, _directions(setting), job.objectives, problem.schemes())
     free_layers = list(problem.choices)
@@ -227,7 +227,7 @@ def _search(
     try:
         search = Search(
             problem=problem,
-            proposer=_proposer(setting, problem, seeds),
+            proposer=_proposer(setting, problem, predicted),
             executor=executor,
             log=log,
             models=folder.models,
@@ -436,13 +436,11 @@ def _problem(setting: Setting, lowering: Lowering, baseline: FrontPoint) -> Prob
     )
 
 
-def _predicted_seeds(setting: Setting, lowering: Lowering, events: Events) -> list[dict[str, Scheme]]:
-    """Policies that trace the front that sensitivities predict: at most :data:`PREDICTED_SEEDS`, half of the budget."""
-    spare = setting.job.budget.trials - len(setting.space.seeds)
-    count = min(PREDICTED_SEEDS, spare // 2)
+def _prediction(setting: Setting, lowering: Lowering, events: Events) -> Sensitivity | None:
+    """How much each scheme disturbs each layer, or ``None`` where there is nothing to tell apart."""
     found = probes(setting.candidates, lowering.canonical)
-    if count <= 0 or not found:
-        return []
+    if not found or setting.job.budget.trials <= len(setting.space.seeds):
+        return None
     events.step(f"probing the sensitivity of {len(setting.candidates)} layers")
     inputs = {name: array[:PROBE_ROWS] for name, array in setting.calibration.inputs.items()}
     noises = cached(
@@ -451,15 +449,19 @@ def _predicted_seeds(setting: Setting, lowering: Lowering, events: Events) -> li
         [setting.model.sha256, setting.calibration.fingerprint, BANK_VERSION],
         lambda: measure(found, lowering.build, inputs, batch=PROBE_ROWS, workers=os.cpu_count() or 1),
     )
-    table = sensitivity(setting.candidates, found, noises)
-    return knapsack_seeds(setting.candidates, table, setting.profile, count)
+    return sensitivity(setting.candidates, found, noises)
 
 
-def _proposer(setting: Setting, problem: Problem, predicted: Sequence[Mapping[str, Scheme]]) -> Proposer:
+def _proposer(setting: Setting, problem: Problem, predicted: Sensitivity | None) -> Proposer:
+    """Uniform policies first, then some that trace the predicted front (:data:`PREDICTED_SEEDS`, or half of what the
+    budget has left), then the sampler's."""
+    count = min(PREDICTED_SEEDS, (setting.job.budget.trials - len(setting.space.seeds)) // 2)
+    traced = knapsack_seeds(setting.candidates, predicted, setting.profile, count) if predicted and count > 0 else []
     named = [
         (f"predicted front {number}", {name: seed[name] for name in problem.choices})
-        for number, seed in enumerate(predicted, start=1)
+        for number, seed in enumerate(traced, start=1)
     ]
+    believed = proxies(setting.candidates, predicted, setting.profile, setting.job.objectives) if predicted else None
     return Proposer(
         problem.choices,
         problem.complete,
@@ -467,6 +469,8 @@ def _proposer(setting: Setting, problem: Problem, predicted: Sequence[Mapping[st
         objectives=len(setting.job.objectives),
         sampler=setting.job.search.sampler,
         seed=setting.job.seed,
+        proxies=believed,
+        reference=problem.reference(),
     )
 
 

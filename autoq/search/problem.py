@@ -14,6 +14,7 @@ from autoq.core.objectives import (
     constraint_excesses,
     constraint_violations,
     losses,
+    metric_loss,
     trial_values,
 )
 from autoq.core.policy import Policy
@@ -23,6 +24,9 @@ from autoq.numerics.cost import modelled_ratio
 from autoq.numerics.pareto import non_dominated
 from autoq.search.candidates import Candidates
 from autoq.spec.hardware import Profile
+
+WORTHLESS_DROP = 0.1
+"""A candidate that loses this share of float32's metric interests nobody, unless a constraint says otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +98,24 @@ class Problem:
         baseline = dataclasses.replace(self.baseline, peak_memory_bytes=self.baseline.size_bytes)
         excesses = constraint_excesses(values, self.constraints, baseline, self.direction)
         return losses(values, self.objectives, self.direction), sum(max(0.0, e) for e in excesses.values() if e)
+
+    def reference(self) -> tuple[float, ...]:
+        """The losses beyond which a candidate is worth nothing to the sampler: the constraints.
+
+        Where there is none: float32's own size and latency, and a metric :data:`WORTHLESS_DROP` worse than float32's.
+        """
+        bounds, own = self.constraints, self.baseline
+        assert own.metric is not None and own.size_bytes is not None
+        drop = bounds.max_metric_drop
+        drop = WORTHLESS_DROP * abs(own.metric) if drop is None else drop
+        worst = {
+            "metric": metric_loss(own.metric, self.direction) + max(drop, 1e-9),
+            "latency": bounds.max_latency_ratio or 1.0,
+            "size": (bounds.max_size_ratio or 1.0) * own.size_bytes,
+            # Size stands for it, as in what the sampler is told.
+            "peak_memory": (bounds.max_peak_memory_ratio or 1.0) * own.size_bytes,
+        }
+        return tuple(worst[name] for name in self.objectives)
 
     def violations(self, trial: Trial) -> list[str]:
         """A sentence for each constraint that the trial's measurements break."""

@@ -1,4 +1,4 @@
-"""Proposes policies with Optuna (its only home).
+"""Proposes policies with Optuna (its home, with :mod:`autoq.search.sampler`).
 
 Two studies, for a reason each. Proposals come from a study in memory, which costs milliseconds. What it is told of
 latency is the profile's *model* of it, not the measurement: measurements differ a little from run to run, and a search
@@ -24,11 +24,12 @@ from autoq.core.policy import Policy
 from autoq.core.result import Trial
 from autoq.core.scheme import Scheme
 from autoq.errors import JobError, RunError
+from autoq.search.sampler import FrontSampler
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
-SamplerName = Literal["nsga2", "tpe", "random"]
-SAMPLERS: tuple[SamplerName, ...] = ("tpe", "nsga2", "random")
+SamplerName = Literal["front", "nsga2", "tpe", "random"]
+SAMPLERS: tuple[SamplerName, ...] = ("front", "tpe", "nsga2", "random")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,8 @@ class Proposer:
     """Asks Optuna for policies over per-layer categorical choices; never gives the same policy twice.
 
     ``choices`` maps each free layer to its schemes. ``complete`` turns the free choices into a canonical policy of all
-    layers. ``seeds`` are proposed first, in order.
+    layers. ``seeds`` are proposed first, in order. ``proxies`` and ``reference`` are for the sampler ``"front"``: what
+    each of a layer's schemes is believed to add to each loss, and the losses beyond which a candidate is worth nothing.
     """
 
     def __init__(
@@ -56,13 +58,16 @@ class Proposer:
         objectives: int,
         sampler: SamplerName,
         seed: int,
+        proxies: Mapping[str, Sequence[Sequence[float]]] | None = None,
+        reference: Sequence[float] | None = None,
     ) -> None:
         self._by_text = {name: {str(scheme): scheme for scheme in schemes} for name, schemes in choices.items()}
         self._space: dict[str, BaseDistribution] = {
             name: CategoricalDistribution(tuple(texts)) for name, texts in self._by_text.items()
         }
         self._complete = complete
-        self._study = optuna.create_study(directions=["minimize"] * objectives, sampler=_sampler(sampler, seed))
+        own = FrontSampler(proxies=proxies, reference=reference, seed=seed) if sampler == "front" else None
+        self._study = optuna.create_study(directions=["minimize"] * objectives, sampler=own or _optunas(sampler, seed))
         self._name = sampler
         self._random = random.Random(seed)
         self._known: dict[Policy, tuple[tuple[float, ...], float] | None] = {}
@@ -181,7 +186,7 @@ class StudyRecord:
         self._written.add((trial.id, state))
 
 
-def _sampler(name: SamplerName, seed: int) -> optuna.samplers.BaseSampler:
+def _optunas(name: SamplerName, seed: int) -> optuna.samplers.BaseSampler:
     if name == "nsga2":
         return optuna.samplers.NSGAIISampler(population_size=24, seed=seed)
     if name == "tpe":

@@ -52,6 +52,25 @@ def knapsack_seeds(
     ]
 
 
+def proxies(
+    candidates: Sequence[Candidates], table: Sensitivity, profile: Profile, objectives: Sequence[str]
+) -> dict[str, list[list[float]]]:
+    """Layer -> for each of its schemes what it is believed to add to each objective, in any unit.
+
+    Noise power for the metric, modelled time for latency, bytes for size and memory. A scheme whose noise could not be
+    taken counts as ten times the noisiest of its layer.
+    """
+    column = {"metric": 0, "size": 1, "latency": 2, "peak_memory": 1}
+    found = {}
+    for entry in candidates:
+        if entry.layer.tied_to is None:
+            costs = _costs(entry, table, profile)
+            known = np.isfinite(costs)
+            costs = np.where(known, costs, 10 * np.where(known, costs, 0.0).max(axis=0))
+            found[entry.layer.name] = costs[:, [column[name] for name in objectives]].tolist()
+    return found
+
+
 def _costs(entry: Candidates, table: Sensitivity, profile: Profile) -> npt.NDArray[np.float64]:
     """[schemes, 3]: noise, bytes, modelled time of each of the layer's schemes."""
     layer = entry.layer

@@ -100,9 +100,9 @@ class Budget(Fields):
 
 
 class SearchChoice(Fields):
-    """``sampler``: which of Optuna's algorithms proposes candidates (:data:`autoq.search.proposer.SAMPLERS`)."""
+    """``sampler``: which algorithm proposes candidates (:data:`autoq.search.proposer.SAMPLERS`)."""
 
-    sampler: Literal["tpe", "nsga2", "random"] = "tpe"
+    sampler: Literal["front", "tpe", "nsga2", "random"] = "front"
 
 
 class Tracking(Fields):

@@ -1,0 +1,187 @@
+"""A Gaussian process over categorical choices: what a trial will measure, from a proxy and the trials before it.
+
+A point is a row of codes, one a parameter: the index of the choice it takes. The value is modelled as
+
+    y(x) = b . h(x) + sum_l w_l[x_l] + sum_l u_l[x_l, x_(l+1)] + g(x) + noise
+
+with ``h`` a few features of the point (a proxy of the value, in some shapes, and 1), ``w`` what each choice adds, ``u``
+what two choices next to each other add (the cost of a precision boundary), and ``g`` a smooth rest that hangs on which
+parameters two points agree in. All coefficients are Gaussian beforehand, so that y is a Gaussian process (Rasmussen and
+Williams, "Gaussian Processes for Machine Learning", 2006, sections 2.1 and 2.7) with covariance
+
+    k(x, x') = B h(x).h(x') + s_w^2 / L * sum_l m_l + s_u^2 / (L - 1) * sum_l m_l m_(l+1) + s_g^2 exp(-4 d / L)
+
+where ``m_l`` is 1 where x and x' agree in parameter l, and d is the number of parameters in which they do not. The
+scales are those of greatest marginal likelihood (equation 5.8) over a fixed grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import LinAlgError, cho_solve, cholesky, solve_triangular
+
+Codes = npt.NDArray[np.int16]
+Array = npt.NDArray[np.float64]
+
+_FEATURES = 10.0  # prior variance of b: the values are standardised, so this is vague
+_ADDITIVE = (0.03, 0.3, 1.5)
+_BOUNDARY = (0.0, 0.3)
+_SMOOTH = (0.0, 0.2)
+_DECAY = 4.0  # the smooth part falls by e when a quarter of the parameters differ
+_NOISE = (1e-3, 0.03, 0.15, 0.5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scales:
+    """Standard deviations of the parts, for standardised values; ``noise`` is that of one measurement."""
+
+    additive: float
+    boundary: float
+    smooth: float
+    noise: float
+
+
+GRID = tuple(
+    Scales(additive=a, boundary=b, smooth=s, noise=n) for a, b, s, n in product(_ADDITIVE, _BOUNDARY, _SMOOTH, _NOISE)
+)
+
+
+class Surrogate:
+    """The process given ``n`` measured points. Fitting costs O(n^3), a prediction O(n^2) a point."""
+
+    def __init__(
+        self,
+        codes: Codes,
+        features: Array,
+        values: Array,
+        *,
+        agreement: Agreement | None = None,
+        scales: Scales | None = None,
+    ) -> None:
+        """``codes`` [n, L], ``features`` [n, F], ``values`` [n]; ``scales`` are found where they are not given.
+
+        ``agreement`` is that of the points among themselves, for callers who have it. Raises ``ValueError`` where
+        shapes do not fit or a number is not finite.
+        """
+        if len(codes) != len(values) or len(features) != len(values) or not len(values):
+            raise ValueError(f"{len(codes)} points, {len(features)} rows of features, {len(values)} values")
+        if not (np.isfinite(features).all() and np.isfinite(values).all()):
+            raise ValueError("features and values must be finite")
+        self.codes = np.asarray(codes, np.int16)
+        self._centre, self._unit = float(values.mean()), float(values.std()) or 1.0
+        self._feature_centre = features.mean(axis=0)
+        spread = features.std(axis=0)
+        self._feature_unit = np.where(spread > 1e-12, spread, 1.0)
+        self._features = self._standard(features)
+        self._targets = (np.asarray(values, np.float64) - self._centre) / self._unit
+        self._agreement = agreement or Agreement.between(self.codes, self.codes)
+        self._linear = 1 + self._features @ self._features.T
+        self.scales = scales or self._fitted()
+        self._factor = _factor(_covariance(self._linear, self._agreement, self.scales), self.scales.noise)
+        self._weights = cho_solve((self._factor, True), self._targets)
+
+    def predict(self, codes: Codes, features: Array, *, agreement: Agreement | None = None) -> tuple[Array, Array]:
+        """Mean and standard deviation (of the value, without a measurement's noise) of each point: ``[m]`` each.
+
+        ``agreement`` is that of ``codes`` with the measured points, for callers who have it.
+        """
+        agreement = agreement or Agreement.between(codes, self.codes)
+        cross = _covariance(1 + self._standard(features) @ self._features.T, agreement, self.scales)
+        mean = cross @ self._weights
+        explained = solve_triangular(self._factor, cross.T, lower=True, check_finite=False)
+        variance = self._own_variance(self._standard(features)) - np.einsum("nm,nm->m", explained, explained)
+        return self._centre + self._unit * mean, self._unit * np.sqrt(np.maximum(variance, 1e-12))
+
+    def draw_additive(self, sizes: npt.NDArray[np.intp], draws: int, rng: np.random.Generator) -> Array:
+        """Draws of ``w`` given what was measured, in the value's unit: ``[draws, L, max(sizes)]``.
+
+        Matheron's rule (Wilson et al. 2020, equation 9): a draw from before, corrected by how far it and a draw of
+        everything else miss the measurements. Entries beyond a parameter's size mean nothing.
+        """
+        n, count = self.codes.shape
+        variance = self.scales.additive**2 / count
+        prior = rng.normal(0.0, np.sqrt(variance), (draws, count, int(sizes.max())))
+        own = prior[:, np.arange(count), self.codes].sum(axis=2)  # [draws, n]
+        others = Scales(additive=0.0, boundary=self.scales.boundary, smooth=self.scales.smooth, noise=0.0)
+        factor = _factor(_covariance(self._linear, self._agreement, others), self.scales.noise)
+        missed = self._targets[:, None] - own.T - factor @ rng.normal(size=(n, draws))
+        weights = cho_solve((self._factor, True), missed)  # [n, draws]
+        for choice in range(prior.shape[2]):
+            prior[:, :, choice] += variance * (weights.T @ (self.codes == choice))
+        return np.asarray(self._unit * prior)
+
+    def feature_slope(self) -> Array:
+        """Posterior mean of ``b`` for the features as they were given: ``[F]``."""
+        return self._unit * _FEATURES * (self._features.T @ self._weights) / self._feature_unit
+
+    def _standard(self, features: Array) -> Array:
+        return (np.asarray(features, np.float64) - self._feature_centre) / self._feature_unit
+
+    def _own_variance(self, features: Array) -> Array:
+        s = self.scales
+        constant = s.additive**2 + (s.boundary**2 if self.codes.shape[1] > 1 else 0.0) + s.smooth**2
+        return _FEATURES * (1 + np.einsum("mf,mf->m", features, features)) + constant
+
+    def _fitted(self) -> Scales:
+        best, scales = -np.inf, GRID[0]
+        for each in GRID:
+            try:
+                factor = _factor(_covariance(self._linear, self._agreement, each), each.noise)
+            except LinAlgError:
+                continue
+            half = solve_triangular(factor, self._targets, lower=True, check_finite=False)
+            likelihood = -0.5 * half @ half - np.log(np.diagonal(factor)).sum()
+            if likelihood > best:
+                best, scales = likelihood, each
+        return scales
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """How two sets of points agree, ``[m, n]`` each: in which share of the parameters, and of neighbouring two."""
+
+    single: Array
+    pairs: Array
+
+    @classmethod
+    def between(cls, a: Codes, b: Codes) -> Agreement:
+        """Of ``a`` ``[m, L]`` and ``b`` ``[n, L]``."""
+        joint = int(max(a.max(initial=0), b.max(initial=0))) + 1
+        return cls(
+            single=_share(a, b),
+            pairs=_share(_joined(a, joint), _joined(b, joint)) if a.shape[1] > 1 else np.zeros((len(a), len(b))),
+        )
+
+
+def _joined(codes: Codes, choices: int) -> npt.NDArray[np.int32]:
+    """One code for each two neighbouring parameters."""
+    wide = codes.astype(np.int32)
+    return wide[:, :-1] * choices + wide[:, 1:]
+
+
+def _share(a: npt.NDArray[np.integer[Any]], b: npt.NDArray[np.integer[Any]]) -> Array:
+    total = np.zeros((len(a), len(b)), np.uint16)
+    rows = np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
+    for mine, other in zip(*rows, strict=True):
+        total += mine[:, None] == other[None]
+    return total / np.float64(a.shape[1])
+
+
+def _covariance(linear: Array, agreement: Agreement, scales: Scales) -> Array:
+    total = _FEATURES * linear + scales.additive**2 * agreement.single
+    if scales.boundary:
+        total += scales.boundary**2 * agreement.pairs
+    if scales.smooth:
+        total += scales.smooth**2 * np.exp((agreement.single - 1) * _DECAY)
+    return total
+
+
+def _factor(covariance: Array, noise: float) -> Array:
+    covariance = covariance.copy()
+    covariance[np.diag_indices_from(covariance)] += noise**2 + 1e-9
+    return np.asarray(cholesky(covariance, lower=True, check_finite=False))
