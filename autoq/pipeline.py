@@ -198,6 +198,7 @@ def _search(
         setting.calibration,
         setting.inputs,
         cache_dir=default_cache_dir(),
+        accuracy_level=setting.profile.lowering.accuracy_level,
         step=events.step,
     )
     predicted = _prediction(setting, lowering, events)
@@ -446,7 +447,7 @@ def _prediction(setting: Setting, lowering: Lowering, events: Events) -> Sensiti
     noises = cached(
         default_cache_dir(),
         found,
-        [setting.model.sha256, setting.calibration.fingerprint, BANK_VERSION],
+        [setting.model.sha256, setting.calibration.fingerprint, BANK_VERSION, lowering.accuracy_level],
         lambda: measure(found, lowering.build, inputs, batch=PROBE_ROWS, workers=os.cpu_count() or 1),
     )
     return sensitivity(setting.candidates, found, noises)
@@ -486,6 +487,7 @@ def _workload(setting: Setting, lowering: Lowering) -> Workload:
         metric=setting.metric.spec,
         base_dir=str(setting.job.base_dir),
         batch=setting.job.data.batch,
+        accuracy_level=lowering.accuracy_level,
     )
 
 

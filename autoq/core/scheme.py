@@ -98,6 +98,11 @@ class WeightSpec:
             raise JobError(f"a smoothing of {self.smoothing:g} is not between 0 and 1")
 
     @property
+    def block(self) -> int | None:
+        """Inputs that share a scale, or ``None`` where a whole channel or the tensor does."""
+        return BLOCKS.get(self.granularity)
+
+    @property
     def stored_bits(self) -> int:
         """Bits that a weight takes in the file."""
         return 8 if self.bits == 7 else self.bits

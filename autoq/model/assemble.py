@@ -9,6 +9,7 @@ from onnx import TensorProto
 
 from autoq.model.graph import Graph
 from autoq.model.prepare import INT2_IR_VERSION, INT2_OPSET, raise_opset
+from autoq.model.products import OWN_DOMAIN
 
 
 def assemble(graph: Graph, nodes: Sequence[onnx.NodeProto], constants: Mapping[str, TensorProto]) -> bytes:
@@ -28,6 +29,8 @@ def assemble(graph: Graph, nodes: Sequence[onnx.NodeProto], constants: Mapping[s
     model.graph.output.extend(source.graph.output)
     live = _live(graph, nodes)
     model.graph.node.extend(live)
+    if any(node.domain == OWN_DOMAIN for node in live) and all(e.domain != OWN_DOMAIN for e in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid(OWN_DOMAIN, 1))
     used = {name for node in live for name in node.input} | graph.captured | graph.outputs
     own = [tensor for name, tensor in constants.items() if name in used]
     model.graph.initializer.extend(own)

@@ -22,6 +22,7 @@ from autoq.core.scheme import WeightSpec
 from autoq.errors import ModelError
 from autoq.model.cache import write_aside
 from autoq.model.graph import Graph
+from autoq.numerics.blocks import blocks_of
 from autoq.numerics.correction import centered
 from autoq.numerics.weights import QuantizedWeight, quantize_weight
 
@@ -110,7 +111,9 @@ class Bank:
             return quantize_weight(
                 weight,
                 bits=spec.bits,
-                axis=layer.channel_axis if spec.granularity == "channel" else None,
+                axis=_axis(layer, spec),
+                block=spec.block,
+                symmetric=spec.symmetric,
                 rounding=spec.rounding,
                 hessian=hessian,
                 groups=layer.groups,
@@ -130,7 +133,9 @@ class Bank:
                     "version": BANK_VERSION,
                     "weight": sha256_hex(np.ascontiguousarray(weight).tobytes()),
                     "shape": list(weight.shape),
-                    "axis": layer.channel_axis if spec.granularity == "channel" else None,
+                    "axis": _axis(layer, spec),
+                    "block": spec.block,
+                    "symmetric": spec.symmetric,
                     "groups": layer.groups,
                     "bits": spec.bits,
                     "rounding": spec.rounding,
@@ -155,22 +160,38 @@ class Bank:
             # Opened here: NumPy would leave a damaged file open.
             with path.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
                 values, scale = stored["values"], stored["scale"]
+                zeros = None if spec.symmetric else stored["zero_point"]
         except Exception:  # whatever a damaged file makes NumPy and zipfile raise: it is computed again
             return None
-        axis = layer.channel_axis if spec.granularity == "channel" else None
-        expected = (layer.channels,) if axis is not None else (1,)
+        axis = _axis(layer, spec)
+        expected: tuple[int, ...] = (layer.channels,) if axis is not None else (1,)
+        if spec.block is not None:
+            expected = (layer.channels, blocks_of(layer.parameters // layer.channels, spec.block))
         if values.shape != layer.weight_shape or values.dtype != np.int8 or scale.shape != expected:
             return None
-        if scale.dtype != np.float32 or not (np.isfinite(scale).all() and (scale > 0).all()):
+        if scale.dtype != np.float32 or not (np.isfinite(scale).all() and scale.all()):
             return None
-        return QuantizedWeight(values=values, scale=scale, axis=axis, bits=spec.bits)
+        if zeros is not None and (zeros.shape != expected or zeros.dtype != np.int8):
+            return None
+        return QuantizedWeight(
+            values=values, scale=scale, axis=axis, bits=spec.bits, block=spec.block, zero_point=zeros
+        )
 
     def _write(self, layer: Layer, spec: WeightSpec, entry: QuantizedWeight) -> None:
         path = self._path(layer, spec)
         if path is not None:
-            write_aside(path, lambda handle: np.savez(handle, values=entry.values, scale=entry.scale))
+            write_aside(path, lambda handle: np.savez(handle, allow_pickle=False, **_arrays(entry)))
 
 
 def _plain(spec: WeightSpec) -> WeightSpec:
     """The scheme that has the same integers: which ones are best depends on the bias only where data is looked at."""
     return spec if spec.rounding == "gptq" else dataclasses.replace(spec, bias_correction=False)
+
+
+def _axis(layer: Layer, spec: WeightSpec) -> int | None:
+    return None if spec.granularity == "tensor" else layer.channel_axis
+
+
+def _arrays(entry: QuantizedWeight) -> dict[str, np.ndarray]:
+    zeros = {} if entry.zero_point is None else {"zero_point": entry.zero_point}
+    return {"values": entry.values, "scale": entry.scale, **zeros}

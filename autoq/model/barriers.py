@@ -37,10 +37,8 @@ def barriers(
     sums: set[str] = set()
     for layer in layers:
         if layer.node not in active:
-            floats = (
-                policy[layer.name].activation is None
-            )  # ranges found at run time have kernels that no pair fuses with
-            if floats and placer.root(layer.input) in made and _would_be_quantized(graph, layer, placement):
+            between = placer.root(layer.input) in made and not _has_own_kernel(policy[layer.name])
+            if between and _would_be_quantized(graph, layer, placement):
                 before.add(layer.node)
         elif layer.op_type in ("Gemm", "MatMul") and placer.stored(graph.nodes[layer.node]) not in made:
             reader = graph.sole_consumer(layer.output)
@@ -52,6 +50,11 @@ def barriers(
                 readers = [reader for reader, _ in graph.consumers.get(layer.output, ())]
                 sums.update(reader.name for reader in readers if reader.op_type == "Add")
     return Barriers(before=frozenset(before), after=frozenset(after), sums=frozenset(sums))
+
+
+def _has_own_kernel(scheme: Scheme) -> bool:
+    """Whether a product is written in operators that no pair fuses with (:mod:`autoq.model.products`)."""
+    return scheme.activation is not None or (scheme.weight is not None and scheme.weight.block is not None)
 
 
 def _would_be_quantized(graph: Graph, layer: Layer, placement: Placement) -> bool:

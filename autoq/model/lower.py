@@ -8,7 +8,7 @@ The forms are those that stock ONNX Runtime executes fast (measured; see docs/lo
   ``DequantizeLinear``: full int8 speed at 4 or 2 bits on disk;
 * weight-only: ``Cast`` to float32 and ``Mul`` by the scales, both folded when the session loads: full float speed;
 * float16: one ``Cast``, folded likewise;
-* 8-bit activations with ranges found at run time: see :mod:`autoq.model.products`.
+* 8-bit activations with ranges found at run time, and weights in blocks: see :mod:`autoq.model.products`.
 
 Names: a quantized tensor ``T`` has ``T::q`` (integers), ``T::s`` and ``T::z`` (scale, zero point), ``T::ws`` and
 ``T::wz`` where they are written at others, and ``T::dq`` where its float form lives on beside the pair.
@@ -36,7 +36,7 @@ from autoq.model.corrections import added_bias
 from autoq.model.graph import Graph, attribute
 from autoq.model.operators import is_carry
 from autoq.model.placement import Placement, Placer
-from autoq.model.products import dynamic_product, found_range
+from autoq.model.products import blockwise_look_up, blockwise_product, dynamic_product, found_range
 from autoq.model.stored import Stored
 from autoq.numerics.weights import QuantizedWeight
 
@@ -50,7 +50,8 @@ class Lowering:
 
     ``affines`` maps (root tensor, its :class:`ActivationSpec`) to scale and zero point; ``bank`` maps (layer name,
     :class:`WeightSpec`) to quantized weights, ``corrections`` to what is added to the bias. All hold whatever the space
-    can ask for.
+    can ask for. ``accuracy_level`` is what products with weights in blocks compute with
+    (:class:`autoq.spec.hardware.LoweringChoice`).
     """
 
     graph: Graph
@@ -58,6 +59,7 @@ class Lowering:
     affines: Mapping[tuple[str, ActivationSpec], Affine]
     bank: Mapping[tuple[str, WeightSpec], QuantizedWeight]
     corrections: Mapping[tuple[str, WeightSpec], np.ndarray] = field(default_factory=dict)
+    accuracy_level: int = 4
     placer: Placer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -85,6 +87,7 @@ class _Builder:
         self.affines = lowering.affines
         self.bank = lowering.bank
         self.corrections = lowering.corrections
+        self.accuracy_level = lowering.accuracy_level
         self.root = lowering.placer.root
         self.barriers = barriers(lowering.graph, lowering.layers, lowering.placer, placement, policy)
         makers = {name: self.graph.producer.get(name) for name in placement.integer_made}
@@ -128,6 +131,8 @@ class _Builder:
             node = self._look_up(layer, node)
         elif layer is not None and self._at_run_time(layer):
             node = self._dynamic(layer, node)
+        elif layer is not None and self._in_blocks(layer):
+            node = self._blockwise(layer, node)
         elif layer is not None:
             self._weight(layer, node)
         elif node.name in self.corrected_adds:
@@ -303,13 +308,29 @@ class _Builder:
         matrix, scales = self.stored.integer_matrix(
             layer, scheme.weight, self._banked(layer, scheme), transposed=bool(attribute(node, "transB", 0))
         )
-        bias, name = self._bias(layer, self._correction(layer, scheme)), None
-        if bias is not None:
-            name = f"{layer.bias or layer.weight}::{layer.node}::f32"
-            self.stored.array(name, bias)
-        *before, last = dynamic_product(node, tensor, matrix, scales, name)
+        *before, last = dynamic_product(node, tensor, matrix, scales, self._float_bias(layer, scheme))
         self.nodes += before
         return last
+
+    def _in_blocks(self, layer: Layer) -> bool:
+        weight = self.policy[layer.name].weight
+        return weight is not None and weight.block is not None
+
+    def _blockwise(self, layer: Layer, node: onnx.NodeProto) -> onnx.NodeProto:
+        scheme = self.policy[layer.name]
+        assert scheme.weight is not None
+        stored = self.stored.blocks(layer, scheme.weight, self._banked(layer, scheme))
+        bias = self._float_bias(layer, scheme)
+        return blockwise_product(node, layer, scheme.weight, stored, bias, self.accuracy_level)
+
+    def _float_bias(self, layer: Layer, scheme: Scheme) -> str | None:
+        """The name of a layer's own bias with its correction, float32 ``[channels]``."""
+        bias = self._bias(layer, self._correction(layer, scheme))
+        if bias is None:
+            return None
+        name = f"{layer.bias or layer.weight}::{layer.node}::f32"
+        self.stored.array(name, bias)
+        return name
 
     def _bias(self, layer: Layer, shift: np.ndarray | None) -> np.ndarray | None:
         """A layer's own bias with its correction, float32 ``[channels]``."""
@@ -330,6 +351,8 @@ class _Builder:
             self.nodes.append(node)
             return helper.make_node("Cast", [rows], [target], f"{target}::Cast", to=TensorProto.FLOAT)
         weight = self._banked(layer, scheme)
+        if scheme.weight.block is not None:
+            return blockwise_look_up(node, scheme.weight, self.stored.blocks(layer, scheme.weight, weight))
         integers, scales = self.stored.table(layer, scheme.weight, weight)
         node.input[0], node.output[0] = integers, rows
         self.nodes.append(node)

@@ -3,7 +3,7 @@
 Everything here hangs on constants alone, so it stands at the start of the graph. Every stored tensor's name begins with
 the weight's own, which is how a reader of the file finds it again:
 
-* ``WEIGHT::w``, ``::s``, ``::z``: integers, scales and zero points;
+* ``WEIGHT::w``, ``::s``, ``::z``: integers, scales and zero points (``::s::f16``: scales that float16 holds);
 * ``WEIGHT::f16``: float16;
 * ``BIAS::NODE::b``, ``::s``: an int32 bias and its scales; ``BIAS::NODE::bc`` a corrected float one. A layer that had
   none has one named after its weight.
@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from autoq.core.layer import Layer
 from autoq.core.scheme import WeightSpec
 from autoq.numerics.affine import MIN_SCALE
-from autoq.numerics.packing import pack_int2, pack_int4
+from autoq.numerics.packing import pack_int2, pack_int4, pack_rows
 from autoq.numerics.weights import QuantizedWeight
 
 _INT32_MAX = 2**31 - 1
@@ -103,6 +103,27 @@ class Stored:
         self._scale(stem, weight)
         return (f"{stem}::t" if transposed else name), f"{stem}::s"
 
+    def blocks(self, layer: Layer, spec: WeightSpec, weight: QuantizedWeight) -> tuple[str, str, str]:
+        """Packed integers, scales and zero points (or nothing) as MatMulNBits and GatherBlockQuantized read them.
+
+        Integers are unsigned, uint8 ``[channels, blocks, bytes]``, for a table ``[rows, bytes]``, with a zero point of
+        ``2**(bits - 1)`` where none is stored; a channel's last block is filled up with what stands for zero.
+        """
+        assert weight.block is not None and weight.axis is not None
+        stem, half = self._stem(layer), 1 << (spec.bits - 1)
+        if self._begin(f"{stem}::w"):
+            zeros = np.zeros(weight.scale.shape, np.int8) if weight.zero_point is None else weight.zero_point
+            rows = np.moveaxis(weight.values, weight.axis, 0).reshape(len(weight.scale), -1)
+            if layer.op_type != "Gather":
+                padded = np.repeat(zeros, weight.block, axis=1)
+                padded[:, : rows.shape[1]] = rows
+                rows = padded.reshape(*weight.scale.shape, weight.block)
+            self.array(f"{stem}::w", pack_rows((rows.astype(np.int16) + half).astype(np.uint8), spec.bits))
+            if weight.zero_point is not None:
+                self.array(f"{stem}::z", pack_rows((zeros.astype(np.int16) + half).astype(np.uint8), spec.bits))
+            self._short(f"{stem}::s", weight.scale)
+        return f"{stem}::w", f"{stem}::s", "" if weight.zero_point is None else f"{stem}::z"
+
     def array(self, name: str, value: np.ndarray) -> None:
         """Stores ``value`` unless something is stored under ``name`` already."""
         if name not in self.initializers:
@@ -131,6 +152,16 @@ class Stored:
         scale = weight.scale if weight.axis is not None else weight.scale.reshape(())
         self.array(f"{stem}::s", scale)
         return scale
+
+    def _short(self, name: str, values: np.ndarray) -> None:
+        """Stores float32 ``values`` under ``name``: as float16 and a Cast, which folds, where that loses nothing."""
+        with np.errstate(over="ignore"):  # infinity is not what it was, and so is not stored
+            short = values.astype(np.float16)
+        if (short == values).all():
+            self.array(f"{name}::f16", short)
+            self._node("Cast", [f"{name}::f16"], name, to=TensorProto.FLOAT)
+        else:
+            self.array(name, values)
 
     def _bias(self, layer: Layer, weight: QuantizedWeight, bias: np.ndarray, input_scale: np.float32) -> str:
         stem = f"{layer.bias or layer.weight}::{layer.node}"

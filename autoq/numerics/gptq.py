@@ -20,7 +20,6 @@ from scipy.linalg import LinAlgError, cholesky
 from scipy.linalg.lapack import dtrtri
 
 Array = npt.NDArray[np.float64]
-
 Grid = Callable[[Array], Array]
 """Weights, as multiples of their scale -> the nearest levels, integers as float64."""
 
@@ -141,9 +140,23 @@ def loss(error: Array, hessian: Array) -> Array:
     return np.einsum("gkr,gkr->gr", hessian @ error, error)
 
 
-def compensate(weight: Array, scale: Array, lower: Array, grid: Grid) -> Array:
-    """Algorithm 1 of the paper, on weights in processing order."""
+def _everywhere(scale: Array, weight: Array) -> Array:
+    """``scale``, ``[g, rows]`` or ``[g, K, rows]``, for each of the weights ``[g, K, rows]``."""
+    return np.broadcast_to(scale[:, None] if scale.ndim == 2 else scale, weight.shape)
+
+
+def _rounded(steps: Array, grid: Grid, zero: Array | None) -> Array:
+    return grid(steps) if zero is None else grid(steps + zero) - zero
+
+
+def compensate(weight: Array, scale: Array, lower: Array, grid: Grid, zero: Array | None = None) -> Array:
+    """Algorithm 1 of the paper, on weights in processing order.
+
+    ``scale`` is ``[g, rows]`` or ``[g, K, rows]``; ``zero`` ``[g, K, rows]`` is added to a weight, in steps of its
+    scale, before it is rounded, and taken off after.
+    """
     groups, inputs, rows = weight.shape
+    scale = _everywhere(scale, weight)
     remaining = weight.copy()
     found = np.empty_like(weight)
     errors = np.empty((groups, min(_BLOCK, inputs), rows))
@@ -154,21 +167,23 @@ def compensate(weight: Array, scale: Array, lower: Array, grid: Grid) -> Array:
             column = remaining[:, i]
             if i > start:  # the errors so far of this block, which its columns have not seen yet
                 column = column - (lower[:, i : i + 1, start:i] @ errors[:, : i - start])[:, 0]
-            rounded = grid(column / scale)
+            rounded = _rounded(column / scale[:, i], grid, None if zero is None else zero[:, i])
             found[:, i] = rounded
-            errors[:, i - start] = (column - rounded * scale) / diagonal[:, i, None]
+            errors[:, i - start] = (column - rounded * scale[:, i]) / diagonal[:, i, None]
         if stop < inputs:
             remaining[:, stop:] -= lower[:, stop:, start:stop] @ errors[:, : stop - start]
     return found
 
 
-def descend(weight: Array, scale: Array, found: Array, hessian: Array, grid: Grid) -> Array:
+def descend(weight: Array, scale: Array, found: Array, hessian: Array, grid: Grid, zero: Array | None = None) -> Array:
     """One sweep of coordinate descent: each level in turn takes its best value while all others stand.
 
-    With g = H e, the loss of a row is least in coordinate i where ``s q_i`` grows by ``g_i / H_ii``.
+    With g = H e, the loss of a row is least in coordinate i where ``s q_i`` grows by ``g_i / H_ii``. ``scale`` and
+    ``zero`` as in :func:`compensate`.
     """
     found = found.copy()
-    error = weight - found * scale[:, None]
+    scale = _everywhere(scale, weight)
+    error = weight - found * scale
     inputs = weight.shape[1]
     diagonal = np.diagonal(hessian, axis1=1, axis2=2)
     for start in range(0, inputs, _BLOCK):
@@ -179,8 +194,9 @@ def descend(weight: Array, scale: Array, found: Array, hessian: Array, grid: Gri
             slope = gradient[:, i - start]
             if i > start:
                 slope = slope + (hessian[:, i : i + 1, start:i] @ changes[:, : i - start])[:, 0]
-            rounded = grid(found[:, i] + slope / (diagonal[:, i, None] * scale))
-            changes[:, i - start] = (found[:, i] - rounded) * scale
+            steps = found[:, i] + slope / (diagonal[:, i, None] * scale[:, i])
+            rounded = _rounded(steps, grid, None if zero is None else zero[:, i])
+            changes[:, i - start] = (found[:, i] - rounded) * scale[:, i]
             found[:, i] = rounded
         error[:, start:stop] += changes
     return found

@@ -24,6 +24,18 @@ def pack_int2(values: IntArray) -> bytes:
     return _pack(values, 2)
 
 
+def pack_rows(values: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+    """``values`` ``[..., n]``, below ``2**bits``, as ``[..., ceil(n * bits / 8)]`` bytes: each row begins a new byte.
+
+    As MatMulNBits and GatherBlockQuantized of ONNX Runtime read them: the first element in the least significant bits.
+    """
+    per_byte = 8 // bits
+    padded = np.zeros((*values.shape[:-1], -(-values.shape[-1] // per_byte) * per_byte), np.uint8)
+    padded[..., : values.shape[-1]] = values
+    fields = padded.reshape(*padded.shape[:-1], -1, per_byte) << np.arange(0, 8, bits, dtype=np.uint8)
+    return np.asarray(np.bitwise_or.reduce(fields, axis=-1))
+
+
 def unpack_int4(data: bytes, shape: tuple[int, ...]) -> npt.NDArray[np.int8]:
     """The int8 array that :func:`pack_int4` packed."""
     return _unpack(data, shape, 4)

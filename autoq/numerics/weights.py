@@ -1,4 +1,4 @@
-"""Quantized weights: symmetric integers with one scale per output channel or per tensor."""
+"""Quantized weights: integers with one scale per output channel, per tensor, or per block of a channel's inputs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from autoq.core.scheme import Rounding
 from autoq.numerics.affine import MIN_SCALE, dequantize
+from autoq.numerics.blocks import quantize_in_blocks, spread
 from autoq.numerics.gptq import gptq, loss, uniform
 from autoq.numerics.packing import pack_int2, pack_int4, unpack_int2, unpack_int4
 from autoq.numerics.scales import WEIGHT_LEVELS, best_scales, nearest
@@ -36,19 +37,31 @@ _GPTQ_CANDIDATES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class QuantizedWeight:
-    """``values * scale`` stands for the weight.
+    """``(values - zero_point) * scale`` stands for the weight.
 
     ``values`` is int8 in the weight's own shape, within ``WEIGHT_LEVELS[bits]``; ``scale`` is float32
-    ``[values.shape[axis]]``, or ``[1]`` where ``axis`` is ``None``: one scale for the tensor. The zero point is 0.
+    ``[values.shape[axis]]``, or ``[1]`` where ``axis`` is ``None``: one scale for the tensor. With ``block``, that many
+    inputs of a channel (all axes but ``axis``, flattened) share a scale, which may be negative: ``scale`` is
+    ``[values.shape[axis], blocks]``, and so is ``zero_point``, int8; ``None`` stands for 0.
     """
 
     values: npt.NDArray[np.int8]
     scale: npt.NDArray[np.float32]
     axis: int | None
     bits: int
+    block: int | None = None
+    zero_point: npt.NDArray[np.int8] | None = None
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """The weight as the runtime will see it, float32."""
+        if self.block is not None:
+            assert self.axis is not None
+            moved = np.moveaxis(self.values, self.axis, 0)
+            rows = moved.reshape(len(moved), -1).astype(np.float32)
+            if self.zero_point is not None:
+                rows -= spread(self.zero_point, rows.shape[1], self.block)
+            rows *= spread(self.scale, rows.shape[1], self.block)
+            return np.ascontiguousarray(np.moveaxis(rows.reshape(moved.shape), 0, self.axis))
         scale = self.scale[0] if self.axis is None else self.scale
         return dequantize(self.values, scale, 0 if self.axis is None else np.zeros(len(scale), np.int8), self.axis)
 
@@ -62,6 +75,8 @@ def quantize_weight(
     hessian: npt.NDArray[np.floating[Any]] | None = None,
     groups: int = 1,
     output_axis: int | None = None,
+    block: int | None = None,
+    symmetric: bool = True,
 ) -> QuantizedWeight:
     """``weight`` as ``bits``-bit integers (8, 7, 4 or 2).
 
@@ -73,6 +88,9 @@ def quantize_weight(
     ``hessian`` is the sum (or mean) of x x^T over the layer's inputs, ``[K, K]``, or ``[groups, K, K]`` with the output
     channels split evenly over the groups; needed by ``rounding="gptq"``, and used to weigh errors by its diagonal
     otherwise (below 8 bits). GPTQ does not fit a ConvTranspose, whose channels do not share their inputs so.
+
+    ``block`` gives each channel a scale for that many inputs, and a zero point where not ``symmetric``
+    (:func:`autoq.numerics.blocks.quantize_in_blocks`).
 
     Scales minimise the (weighted) squared error; they are positive and normal. A channel of zeros gets scale 1. No
     channel's loss under ``hessian`` is higher after GPTQ than after rounding to nearest.
@@ -94,6 +112,16 @@ def quantize_weight(
             f"the weights of channel {int(np.argmin(finite))} (axis {channel_axis}) hold a NaN or an infinity"
         )
     shared = axis is None
+    moments = None if hessian is None else _checked(hessian, groups, rows.shape)
+    if rounding == "gptq" and moments is None:
+        raise ValueError("rounding 'gptq' needs a hessian: the second moment of the layer's inputs")
+    if block is not None:
+        if axis is None or groups != 1:
+            raise ValueError("blocks divide the inputs of a channel, of a layer without groups")
+        second = moments[0] if moments is not None and rounding == "gptq" else None
+        found, scales, zeros = quantize_in_blocks(rows, bits=bits, block=block, symmetric=symmetric, hessian=second)
+        values = np.ascontiguousarray(np.moveaxis(found.reshape(moved.shape), 0, channel_axis))
+        return QuantizedWeight(values=values, scale=scales, axis=axis, bits=bits, block=block, zero_point=zeros)
 
     # Work on rows of largest magnitude 1, whose squares neither overflow nor vanish.
     peak = np.abs(rows).max(axis=1, initial=0.0)
@@ -102,15 +130,13 @@ def quantize_weight(
     peak = np.where(peak > 0, peak, np.float32(1))
     unit = (rows / peak[:, None]).astype(np.float32)
 
-    moments = None if hessian is None else _checked(hessian, groups, rows.shape)
     importance = np.ones((1, rows.shape[1]))
     if moments is not None and bits < 8:
         importance = _importance(moments, len(rows))
     scale = best_scales(unit, importance, bits=bits, shared=shared)
     levels = nearest(unit, scale, bits=bits)
     if rounding == "gptq":
-        if moments is None:
-            raise ValueError("rounding 'gptq' needs a hessian: the second moment of the layer's inputs")
+        assert moments is not None
         levels, scale = _gptq_rows(unit.astype(np.float64), moments, levels, scale, bits, shared)
 
     real = scale * peak

@@ -134,6 +134,11 @@ def _problem(scheme: Scheme, executed: Executed) -> str:
     """What is wrong with how a layer runs, or nothing."""
     if scheme.activation is not None and executed.precision != "int8":
         return f"asked for 8-bit activations, runs in {executed.kernel or 'no kernel that could be found'}"
+    blocks = scheme.weight is not None and scheme.weight.block is not None
+    if blocks and executed.precision != "blocks":
+        return f"asked for weights in blocks, runs in {executed.kernel or 'no kernel that could be found'}"
+    if not blocks and executed.precision == "blocks":
+        return f"asked for {scheme}, runs in {executed.kernel}"
     if scheme.activation is None and executed.precision == "int8":
         return f"asked for float activations, runs in {executed.kernel}"
     if executed.runtime_conversion:
@@ -156,6 +161,11 @@ def _weight_problem(record: dict[str, Any], graph: onnx.GraphProto) -> str:
         return "its weight is computed at every inference, from no stored one"
     if name != weight and not name.startswith(f"{weight}::"):
         return f"reads the weight {name!r}, not its own"
+    if scheme.weight is not None and scheme.weight.block is not None:
+        given = {attribute.name: attribute.i for attribute in node.attribute}
+        if (given.get("bits"), given.get("block_size")) != (scheme.weight.bits, scheme.weight.block):
+            return f"asked for {scheme}, the file's {node.op_type} has other bits or blocks"
+        return ""
     kind = TensorProto.DataType.Name(stored[name].data_type)
     expected = _STORED.get(scheme.weight_bits)
     if scheme.weight is not None and scheme.weight.bits == 7 and stored[name].data_type == expected:

@@ -35,12 +35,20 @@ FLOAT_KERNELS = frozenset(
         "Gather",
         "Gemm",
         "MatMul",
-        "MatMulNBits",
         "MultiHeadAttention",
     }
 )
+BLOCK_KERNELS = frozenset({"GatherBlockQuantized", "MatMulNBits"})
+"""Kernels that read packed weights in blocks. Activations are floats, which MatMulNBits may round inside."""
 # What turns stored weights into others. In front of a layer at run time, it is paid for at every inference.
 _CONVERSIONS = frozenset(["Cast", "DequantizeLinear", "Gather", "Mul", "Transpose"])
+
+
+_PRECISION = {
+    kernel: precision
+    for precision, kernels in (("int8", INTEGER_KERNELS), ("float32", FLOAT_KERNELS), ("blocks", BLOCK_KERNELS))
+    for kernel in kernels
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +65,8 @@ class LayerNames:
 class Executed:
     """What runs for one layer. ``kernel`` is empty where no kernel could be found.
 
-    ``precision`` is ``"int8"`` or ``"float32"``; ``runtime_conversion`` names an operator that converts the layer's
-    weight at every inference, or is empty.
+    ``precision`` is ``"int8"``, ``"float32"`` or ``"blocks"``; ``runtime_conversion`` names an operator that converts
+    the layer's weight at every inference, or is empty.
     """
 
     layer: str
@@ -77,7 +85,7 @@ def executed_kernels(model: Path, layers: Sequence[LayerNames]) -> list[Executed
         open_session(model, optimized_path=path)
         graph = onnx.load(path).graph
     producers = {name: node for node in graph.node for name in node.output}
-    kernels = [node for node in graph.node if node.op_type in INTEGER_KERNELS | FLOAT_KERNELS]
+    kernels = [node for node in graph.node if node.op_type in _PRECISION]
     return [_executed(names, kernels, producers) for names in layers]
 
 
@@ -85,11 +93,10 @@ def _executed(names: LayerNames, kernels: Iterable[onnx.NodeProto], producers: d
     node = next((kernel for kernel in kernels if _is_of(kernel, names)), None)
     if node is None:
         return Executed(layer=names.layer, kernel="", precision="")
-    precision = "int8" if node.op_type in INTEGER_KERNELS else "float32"
     return Executed(
         layer=names.layer,
         kernel=node.op_type,
-        precision=precision,
+        precision=_PRECISION[node.op_type],
         runtime_conversion=_conversion(node, names, producers),
     )
 

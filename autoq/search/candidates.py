@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from autoq.core.layer import Layer
-from autoq.core.scheme import BLOCKS, FLOAT32, ActivationSpec, Scheme, WeightSpec
+from autoq.core.scheme import FLOAT32, ActivationSpec, Scheme, WeightSpec
 from autoq.errors import ProfileError, TrialError
 from autoq.model.corrections import bias_problem
 from autoq.model.graph import Graph
@@ -58,7 +58,7 @@ def all_candidates(
 ) -> tuple[Candidates, ...]:
     """As :func:`candidates`, also where no layer has a choice."""
     listed = {scheme for layer in layers for scheme in space.schemes_for(layer.name, layer.op_type)}
-    int2_problem = _int2_problem(graph, opset) if any(scheme.weight_bits == 2 for scheme in listed) else ""
+    int2_problem = _int2_problem(graph, opset) if any(map(_has_int2, listed)) else ""
     bias_problems = _bias_problems(graph, layers)
     return tuple(
         _candidates(graph, layer, space, profile, opset, int2_problem, bias_problems[layer.tied_to or layer.name])
@@ -110,7 +110,7 @@ def _candidates(
         if scheme != listed:
             replaced.append((listed, scheme))
         why = _model_problem(graph, layer, scheme, opset) or profile.legal(layer.op_type, scheme)
-        why = why or (int2_problem if scheme.weight_bits == 2 else "")
+        why = why or (int2_problem if _has_int2(scheme) else "")
         if why:
             refused.append((scheme, why))
         else:
@@ -154,12 +154,17 @@ def _int2_problem(graph: Graph, opset: int) -> str:
     return ""
 
 
+def _has_int2(scheme: Scheme) -> bool:
+    """Whether the file holds 2-bit integers of ONNX's; blocks are bytes that the runtime's own operators unpack."""
+    return scheme.weight is not None and scheme.weight.bits == 2 and scheme.weight.block is None
+
+
 def _unbuilt(scheme: Scheme) -> bool:
     """Schemes that the grammar has and nothing builds yet."""
     weight = scheme.weight
     if weight is None:
         return False
-    return weight.granularity in BLOCKS or weight.rounding not in ("nearest", "gptq") or weight.smoothing is not None
+    return weight.rounding not in ("nearest", "gptq") or weight.smoothing is not None
 
 
 def _model_problem(graph: Graph, layer: Layer, scheme: Scheme, opset: int) -> str | None:
@@ -169,6 +174,8 @@ def _model_problem(graph: Graph, layer: Layer, scheme: Scheme, opset: int) -> st
         return layer.integer_problem
     if scheme.activation is not None and scheme.activation.dynamic and layer.op_type == "Conv":
         return "ranges found at run time are for MatMul and Gemm: convolutions would run slower than in float32"
+    if scheme.weight is not None and scheme.weight.block is not None:
+        return _block_problem(layer, scheme.weight)
     if scheme.weight is not None and scheme.weight_bits < 8 and opset < TARGET_OPSET:
         return f"the model stayed at opset {opset}; {scheme.weight.bits}-bit weights need {TARGET_OPSET}"
     if scheme.weight is not None and scheme.weight.bits == 16:
@@ -177,3 +184,17 @@ def _model_problem(graph: Graph, layer: Layer, scheme: Scheme, opset: int) -> st
         if np.abs(weight).max(initial=0.0) > _FLOAT16_MAX:
             return f"a weight exceeds float16's largest value, {_FLOAT16_MAX:g}"
     return None
+
+
+def _block_problem(layer: Layer, spec: WeightSpec) -> str | None:
+    """Why the weights of a layer cannot be stored in blocks, or ``None``."""
+    if layer.op_type == "Gather":
+        per_byte = 8 // spec.bits
+        if layer.weight_shape[1] % per_byte:
+            return (
+                f"{layer.weight_shape[1]} columns do not fill bytes of {per_byte} values: the runtime reads whole ones"
+            )
+        return None
+    if layer.op_type not in ("Gemm", "MatMul"):
+        return "blocks of inputs have kernels for MatMul, Gemm and embedding tables only"
+    return layer.integer_problem or None  # what keeps a product from being x W + b keeps it from this kernel as well

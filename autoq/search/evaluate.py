@@ -42,6 +42,7 @@ class Workload:
     metric: Mapping[str, Any]
     base_dir: str
     batch: int
+    accuracy_level: int = 4
     threads: int = 1
 
 
@@ -67,7 +68,14 @@ class Evaluator:
     def __init__(self, workload: Workload) -> None:
         self._workload = workload
         graph = Graph(onnx.ModelProto.FromString(workload.model))
-        self._lowering = Lowering(graph, workload.layers, workload.affines, workload.bank, workload.corrections)
+        self._lowering = Lowering(
+            graph,
+            workload.layers,
+            workload.affines,
+            workload.bank,
+            corrections=workload.corrections,
+            accuracy_level=workload.accuracy_level,
+        )
         self._metric = Metric.from_spec(workload.metric, Path(workload.base_dir))
 
     def evaluate(self, policy: Policy) -> Scored | Failure:

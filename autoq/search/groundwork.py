@@ -31,9 +31,12 @@ def lay_groundwork(
     inputs: Sequence[InputSpec],
     *,
     cache_dir: Path | None,
+    accuracy_level: int = 4,
     step: Callable[[str], None] = lambda text: None,
 ) -> Lowering:
     """A :class:`Lowering` that can build every policy over the candidates ``found``.
+
+    ``accuracy_level`` is the profile's (:class:`autoq.spec.hardware.LoweringChoice`).
 
     Raises :class:`autoq.errors.DataError` and :class:`autoq.errors.ModelError` for data and weights that cannot be
     calibrated or quantized.
@@ -67,7 +70,14 @@ def lay_groundwork(
         step(f"quantizing weights: {len(missing)} entries for the bank")
         bank.compute(missing, moments, sample_means, threads=threads)
     corrections.compute(uncorrected, means)
-    return Lowering(model.graph, model.layers, affines, bank.entries, corrections.entries)
+    return Lowering(
+        model.graph,
+        model.layers,
+        affines,
+        bank.entries,
+        corrections=corrections.entries,
+        accuracy_level=accuracy_level,
+    )
 
 
 def _batches(split: Split, inputs: Sequence[InputSpec]) -> Iterator[dict[str, np.ndarray]]:

@@ -59,6 +59,16 @@ class RuntimeChoice(Fields):
         return value
 
 
+class LoweringChoice(Fields):
+    """What the runtime runs best, where it leaves a choice.
+
+    ``accuracy_level`` is what MatMulNBits computes with, for weights in blocks: 4 rounds each row's part of a block to
+    8 bits, 1 keeps float32, 0 leaves it to the runtime.
+    """
+
+    accuracy_level: Annotated[int, Field(ge=0, le=4)] = 4
+
+
 class LatencySettings(Fields):
     """Rows per inference, threads, and timed blocks per candidate (``None``: the meter's own choice)."""
 
@@ -84,6 +94,7 @@ class _ProfileFields(Fields):
     runtime: RuntimeChoice = Field(examples=["{name: onnxruntime}"])
     latency: LatencySettings = LatencySettings()
     match: Match = Match()
+    lowering: LoweringChoice = LoweringChoice()
     ops: Annotated[dict[Text, OpRules], Field(min_length=1)] = Field(examples=["{Conv: {allow: [float32, w8a8]}}"])
     cost: dict[Text, Any] = Field(default_factory=dict)
     instead: dict[Text, Text] = Field(default_factory=dict)
@@ -104,6 +115,7 @@ class Profile:
     match: Match
     ops: Mapping[str, OpRules]
     costs: Mapping[tuple[str, str], float]
+    lowering: LoweringChoice = dataclasses.field(default_factory=LoweringChoice)
     instead: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def instead_of(self, scheme: Scheme) -> Scheme:
@@ -162,6 +174,7 @@ class Profile:
             "kind": self.kind,
             "runtime": self.runtime.model_dump(mode="json"),
             "latency": self.latency.model_dump(mode="json"),
+            "lowering": self.lowering.model_dump(mode="json"),
             "ops": {op: rules.model_dump(mode="json") for op, rules in self.ops.items()},
             "costs": {f"{op}:{text}": cost for (op, text), cost in self.costs.items()},
             **({"instead": dict(self.instead)} if self.instead else {}),
@@ -192,6 +205,7 @@ def load_profile(name_or_path: str | Path, base_dir: str | Path) -> Profile:
         match=fields.match,
         ops=fields.ops,
         costs=costs,
+        lowering=fields.lowering,
         instead=fields.instead,
     )
     if not problems:

@@ -39,6 +39,28 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return result.export("best", folder / "export")
 
 
+def test_products_with_kernels_of_their_own(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Ranges found at run time, and blocks: verified like any other, and told from what they are not."""
+    policy = {"conv1": "float32", "conv2": "w8a8@minmax", "fc1": "w4a8-gptq@dynamic", "fc2": "w4-b32-asym-gptq"}
+    job = write_job(tmp_path, tracking_uri(tmp_path_factory), space="one.yaml", budget={"trials": 1})
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(one_policy_space(policy)))
+    export = autoq.search(job, out=tmp_path / "run", ray="off").export("best", tmp_path / "export")
+    found = verify(export)
+    assert found.ok, found
+    assert [layer.executed.precision for layer in found.layers] == ["float32", "int8", "int8", "blocks"]
+    for wrong, problem in (
+        ({"fc1": "w4-b32-gptq"}, "weights in blocks, runs in DynamicQuantizeMatMul"),
+        ({"fc2": "w4-gptq"}, "asked for w4-gptq, runs in MatMulNBits"),
+        ({"fc2": "w4a8@dynamic"}, "asked for 8-bit activations, runs in MatMulNBits"),
+        ({"fc2": "w2-b32"}, "MatMulNBits has other bits or blocks"),
+        ({"fc2": "w4-b64"}, "MatMulNBits has other bits or blocks"),
+    ):
+        told = {**policy, **wrong}
+        rewrite(export, lambda manifest, told=told: [r.update(scheme=told[r["layer"]]) for r in manifest["layers"]])
+        (bad,) = [layer for layer in verify(export, metric=False).layers if layer.problem]
+        assert problem in bad.problem
+
+
 @pytest.fixture
 def copy(exported: Path, tmp_path: Path) -> Path:
     shutil.copytree(exported, tmp_path / "export")

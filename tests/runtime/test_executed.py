@@ -48,6 +48,15 @@ def test_integer_layers_run_on_integers(built: tuple[Lowering, list[LayerNames],
     assert not any(executed.runtime_conversion for executed in found.values())
 
 
+@pytest.mark.parametrize("scheme", ["w8a8@dynamic", "w4a8-gptq@dynamic", "w4-b32-asym-gptq", "w8-b128", "w2-b64"])
+def test_products_with_kernels_of_their_own(built: tuple[Lowering, list[LayerNames], Path], scheme: str) -> None:
+    found = run(built, {"conv1": "float32", "conv2": "w8a8@minmax", "fc1": scheme, "fc2": scheme})
+    kernel, precision = ("DynamicQuantizeMatMul", "int8") if "a8" in scheme else ("MatMulNBits", "blocks")
+    assert [found[layer].precision for layer in LAYERS] == ["float32", "int8", precision, precision]
+    assert found["fc1"].kernel == found["fc2"].kernel == kernel
+    assert not any(executed.runtime_conversion for executed in found.values())
+
+
 @pytest.mark.parametrize("scheme", ["float32", "float16", "w8", "w4-gptq", "w2-gptq", "w8-tensor"])
 def test_float_layers_run_in_float_and_their_weights_are_unpacked_once(
     built: tuple[Lowering, list[LayerNames], Path], scheme: str

@@ -111,6 +111,35 @@ def test_every_layer_of_a_shared_weight_has_a_correction(cpu: Profile) -> None:
     assert [layer.name for layer, _ in corrected_specs(entries)] == ["shared", "shared#2"]
 
 
+def test_what_blocks_and_run_time_ranges_are_for(cpu: Profile) -> None:
+    net = Net()
+    ids = net.input("rows", name="ids", kind=TensorProto.INT64)
+    odd = net.add("Gather", net.weight(9, 3, name="odd.weight"), ids)
+    even = net.add("Gather", net.weight(9, 4, name="even.weight"), ids)
+    plain = net.add("Gemm", even, net.weight(4, 3, name="plain.weight"))
+    scaled = net.add("Gemm", even, net.weight(4, 3, name="scaled.weight"), alpha=0.5)
+    image = net.input("rows", 4, 6, 6)
+    conv = net.add("Conv", image, net.weight(2, 4, 1, 1, name="conv.weight"))
+    left = net.add("MatMul", net.weight(5, 6, name="left.weight"), image)
+    model = net.model(odd, plain, scaled, conv, left)
+    found = found_in(model, space_of("float32", "w8-b32", "w4-b32-gptq", "w2-b64-asym", "w8a8@dynamic"), cpu)
+    kept = {name: texts(entry)[1:] for name, entry in found.items()}
+    assert kept == {
+        "odd": ["w8-b32"],
+        "even": ["w8-b32", "w4-b32", "w2-b64-asym"],
+        "plain": ["w8-b32", "w4-b32-gptq", "w2-b64-asym", "w8a8@dynamic"],
+        "scaled": [],
+        "conv": [],
+        "left": [],
+    }
+    assert "3 columns do not fill bytes of 2 values" in reasons(found["odd"])["w4-b32"]
+    assert "look-up" in reasons(found["even"])["w8a8@dynamic"]
+    assert "MatMul, Gemm and embedding tables" in reasons(found["conv"])["w8-b32"]
+    assert "slower than in float32" in reasons(found["conv"])["w8a8@dynamic"]
+    assert "alpha" in reasons(found["scaled"])["w8-b32"] and "left" in reasons(found["left"])["w8-b32"]
+    assert activation_specs(list(found.values())) == []
+
+
 def test_schemes_that_become_equal_are_one(cpu: Profile) -> None:
     net = Net()
     up = net.add("ConvTranspose", net.input("rows", 4, 6, 6), net.weight(4, 2, 2, 2))
