@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +18,12 @@ import numpy as np
 from autoq.core.identity import sha256_hex
 from autoq.core.objectives import Direction, Values
 from autoq.core.policy import Policy
-from autoq.core.result import Front, FrontPoint, Latency, MetricPair, Trial
+from autoq.core.result import FormGain, Front, FrontPoint, Latency, MetricPair, Trial
 from autoq.core.scheme import FLOAT32
 from autoq.errors import AutoqError, MetricError, ProfileError, RunError, TrialError
 from autoq.model.bank import BANK_VERSION, default_cache_dir
 from autoq.model.calibrate import output_shapes
+from autoq.model.forms import formed
 from autoq.model.layers import with_macs
 from autoq.model.lower import Lowering
 from autoq.model.placement import Placer
@@ -43,6 +45,7 @@ from autoq.search.candidates import Candidates, candidates
 from autoq.search.evaluate import Workload
 from autoq.search.executor import Executor, LocalExecutor
 from autoq.search.final import check_front
+from autoq.search.form_probe import FormFigure, probe_forms
 from autoq.search.groundwork import lay_groundwork
 from autoq.search.loop import Limits, Search
 from autoq.search.problem import Problem
@@ -50,7 +53,7 @@ from autoq.search.proposer import Proposer, StudyRecord
 from autoq.search.seeds import knapsack_seeds, proxies
 from autoq.search.sensitivity import Sensitivity, cached, measure, probes, sensitivity
 from autoq.search.store import TrialLog, disk_error
-from autoq.spec.hardware import Profile, fitting_profiles, load_profile
+from autoq.spec.hardware import AUTO, Profile, fitting_profiles, load_profile
 from autoq.spec.job import Job, load_job
 from autoq.spec.space import Space, load_space
 
@@ -86,7 +89,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """All that a search reads, checked before anything dear begins. ``model`` has its layers' MACs filled in."""
+    """All that a search reads, checked before anything dear begins. ``model`` has its layers' MACs filled in.
+
+    ``forms`` are the forms of the graph that candidates are written in: none until :func:`choose_forms`.
+    """
 
     job: Job
     space: Space
@@ -98,6 +104,8 @@ class Setting:
     search: Split
     final: Split
     candidates: tuple[Candidates, ...]
+    forms: tuple[str, ...] = ()
+    form_figures: tuple[FormFigure, ...] = ()
 
 
 def run_search(
@@ -128,7 +136,9 @@ def run_search(
     setting = read_setting(job, force=force, warn=events.warn)
     path = Path(out) if out is not None else free_name(RUNS, job.name)
     with RunFolder(path).open(resume=resume) as folder:
-        record = _record(folder, setting, resume)
+        recorded = folder.read() if resume else {}
+        setting = choose_forms(setting, recorded, step=events.step)
+        record = _record(folder, setting, recorded)
         tracker = _open_tracker(folder, record, setting, events)
         record["tracking"] = {"uri": tracker.uri, "run_id": tracker.run_id}
         folder.write(record)
@@ -199,15 +209,18 @@ def _search(
         setting.inputs,
         cache_dir=default_cache_dir(),
         accuracy_level=setting.profile.lowering.accuracy_level,
+        forms=setting.forms,
         step=events.step,
     )
+    form = _form_gain(setting, lowering, meter)
     predicted = _prediction(setting, lowering, events)
     problem = _problem(setting, lowering, baseline)
     study = StudyRecord(folder.study, job.name, _directions(setting), job.objectives, problem.schemes())
     free_layers = list(problem.choices)
 
     def running_front(search: Search) -> Front:
-        return _front(setting, baseline, search, [_point(trial, folder) for trial in search.front], started)
+        points = [_point(trial, folder) for trial in search.front]
+        return dataclasses.replace(_front(setting, baseline, search, points, started), form=form)
 
     finished_now: deque[Trial] = deque()
 
@@ -269,6 +282,7 @@ def _search(
     front = dataclasses.replace(
         _front(setting, checked.baseline, search, checked.points, started),
         dropped=checked.dropped,
+        form=form,
         final=True,
         stop_reason=stop_reason,
         notes=_notes(setting, search, checked.points),
@@ -305,8 +319,37 @@ def _input_specs(job: Job) -> tuple[InputSpec, ...]:
         raise ProfileError(f"the float32 model {job.model_path} does not run: {error}") from None
 
 
-def _record(folder: RunFolder, setting: Setting, resume: bool) -> dict[str, Any]:
-    """``run.json``; with ``resume``, the recorded one must be of the same search."""
+def choose_forms(
+    setting: Setting, recorded: Mapping[str, Any] | None = None, *, step: Callable[[str], None] = lambda text: None
+) -> Setting:
+    """``setting`` with the forms that its profile names, or that a probe finds to pay here (docs/lowering.md).
+
+    A search that goes on keeps the forms of its ``recorded`` run, so that its models stay the same.
+    """
+    if recorded:
+        return dataclasses.replace(setting, forms=tuple(recorded.get("identity", {}).get("forms", ())))
+    if setting.profile.forms != (AUTO,):
+        return dataclasses.replace(setting, forms=setting.profile.forms)
+    latency, runtime = setting.profile.latency_with(setting.job.latency), setting.profile.runtime
+    try:
+        figures = probe_forms(
+            setting.model,
+            setting.candidates,
+            _feeds(setting),
+            threads=latency.threads,
+            runtime=runtime.name,
+            runtime_options={"provider": runtime.provider, **runtime.options},
+            cache_dir=default_cache_dir(),
+            step=step,
+        )
+    except TrialError as error:
+        raise MetricError(f"the model cannot be measured: {error}") from None
+    names = tuple(figure.name for figure in figures if figure.pays)
+    return dataclasses.replace(setting, forms=names, form_figures=figures)
+
+
+def _record(folder: RunFolder, setting: Setting, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """``run.json``; what is ``recorded`` of a search that goes on must be of the same one."""
     job = setting.job
     identity = {
         "model": setting.model.sha256,
@@ -322,9 +365,9 @@ def _record(folder: RunFolder, setting: Setting, resume: bool) -> dict[str, Any]
         "latency": job.to_dict()["latency"],
         "sampler": job.search.sampler,
         "seed": job.seed,
+        **({"forms": list(setting.forms)} if setting.forms else {}),
     }
-    recorded = folder.read() if resume else {}
-    if resume:
+    if recorded:
         # Runs from before it was part of the identity have it in their job alone.
         before = {"data.batch": recorded.get("job", {}).get("data", {}).get("batch")}
         folder.check_identity(before | recorded.get("identity", {}), identity)
@@ -334,17 +377,19 @@ def _record(folder: RunFolder, setting: Setting, resume: bool) -> dict[str, Any]
         "job": job.to_dict(),
         "base_dir": str(job.base_dir),
         "model_sha256": setting.model.sha256,
-        "layers": _layer_records(setting.model),
+        "layers": _layer_records(setting.model, setting.forms),
         "profile": setting.profile.name,
+        "forms": recorded.get("forms") or [dataclasses.asdict(figure) for figure in setting.form_figures],
         "versions": software_versions(),
         "tracking": recorded.get("tracking", {}),
     }
 
 
-def _layer_records(model: SourceModel) -> list[dict[str, Any]]:
-    placer = Placer(model.graph, model.layers)
+def _layer_records(model: SourceModel, forms: tuple[str, ...]) -> list[dict[str, Any]]:
+    graph = formed(model.graph, forms)
+    placer = Placer(graph, model.layers)
     return [
-        layer_record(layer, tuple(dict.fromkeys([layer.output, placer.stored(model.graph.nodes[layer.node])])))
+        layer_record(layer, tuple(dict.fromkeys([layer.output, placer.stored(graph.nodes[layer.node])])))
         for layer in model.layers
     ]
 
@@ -372,21 +417,44 @@ def _open_tracker(folder: RunFolder, record: dict[str, Any], setting: Setting, e
 
 def _meter(setting: Setting) -> Meter:
     latency = setting.profile.latency_with(setting.job.latency)
-    fixed = {spec.shape[0] for spec in setting.inputs if spec.shape and spec.shape[0] is not None}
-    batch = max(fixed, default=None) or latency.batch
-    feeds = {name: np.resize(array[:batch], (batch, *array.shape[1:])) for name, array in setting.search.inputs.items()}
     plan = None
     if latency.samples is not None:
         plan = TimingPlan(min_rounds=latency.samples, max_rounds=latency.samples, limit_s=3600.0)
     return Meter(
         setting.model.path,
-        feeds,
-        batch=batch,
+        _feeds(setting),
+        batch=_batch(setting),
         threads=latency.threads,
         runtime=setting.profile.runtime.name,
         runtime_options={"provider": setting.profile.runtime.provider, **setting.profile.runtime.options},
         plan=plan,
     )
+
+
+def _batch(setting: Setting) -> int:
+    """Rows of an inference that is timed."""
+    fixed = {spec.shape[0] for spec in setting.inputs if spec.shape and spec.shape[0] is not None}
+    return max(fixed, default=None) or setting.profile.latency_with(setting.job.latency).batch
+
+
+def _feeds(setting: Setting) -> dict[str, np.ndarray]:
+    """The inputs of an inference that is timed."""
+    batch = _batch(setting)
+    return {name: np.resize(array[:batch], (batch, *array.shape[1:])) for name, array in setting.search.inputs.items()}
+
+
+def _form_gain(setting: Setting, lowering: Lowering, meter: Meter) -> FormGain | None:
+    """How fast float32 itself is in the forms of the candidates; ``None`` where these have the model's own."""
+    if not setting.forms:
+        return None
+    float32 = lowering.canonical(Policy.uniform([layer.name for layer in setting.model.layers], FLOAT32))
+    with tempfile.TemporaryDirectory(prefix="autoq-forms-") as folder:
+        path = Path(folder) / "float32.onnx"
+        path.write_bytes(lowering.build(float32))
+        try:
+            return FormGain(names=setting.forms, latency=meter.measure_many([path])[0])
+        except TrialError as error:
+            raise MetricError(f"the float32 model in the forms {', '.join(setting.forms)} fails: {error}") from None
 
 
 def _baseline(setting: Setting, meter: Meter, folder: RunFolder) -> FrontPoint:
@@ -488,6 +556,7 @@ def _workload(setting: Setting, lowering: Lowering) -> Workload:
         base_dir=str(setting.job.base_dir),
         batch=setting.job.data.batch,
         accuracy_level=lowering.accuracy_level,
+        forms=setting.forms,
     )
 
 

@@ -21,6 +21,7 @@ from autoq.core.scheme import FLOAT32, Scheme
 from autoq.model.bank import Bank
 from autoq.model.calibrate import affine_table, calibrate
 from autoq.model.corrections import Corrections, bias_problem
+from autoq.model.forms import formed
 from autoq.model.graph import Graph
 from autoq.model.layers import read_layers
 from autoq.model.lower import Lowering
@@ -132,7 +133,9 @@ def possible(graph: Graph, layer: Layer, scheme: Scheme) -> Scheme:
     return scheme
 
 
-def lowered(model: onnx.ModelProto, schemes: Iterable[str], feeds: Mapping[str, np.ndarray]) -> Lowered:
+def lowered(
+    model: onnx.ModelProto, schemes: Iterable[str], feeds: Mapping[str, np.ndarray], forms: Iterable[str] = ()
+) -> Lowered:
     """Calibrates on ``feeds``, one batch, and fills the bank for all ``schemes``."""
     graph = Graph(prepare(model).model)
     layers = read_layers(graph)
@@ -142,7 +145,7 @@ def lowered(model: onnx.ModelProto, schemes: Iterable[str], feeds: Mapping[str, 
         for layer in layers
     ]
     wanted = weight_specs(found)
-    tensors = Placer(graph, layers).tensors_to_calibrate()
+    tensors = Placer(formed(graph, forms), layers).tensors_to_calibrate()
     rounded = {layer.name: layer for layer, spec in wanted if spec.rounding == "gptq"}
     corrected = corrected_specs(found)
     statistics = calibrate(
@@ -157,7 +160,7 @@ def lowered(model: onnx.ModelProto, schemes: Iterable[str], feeds: Mapping[str, 
     corrections = Corrections(bank)
     corrections.compute(corrected, statistics.means)
     affines = affine_table(statistics.statistics, activation_specs(found))
-    lowering = Lowering(graph, layers, affines, bank.entries, corrections.entries)
+    lowering = Lowering(graph, layers, affines, bank.entries, corrections.entries, forms=tuple(forms))
     return Lowered(graph=graph, layers=layers, lowering=lowering, feeds=dict(feeds))
 
 

@@ -139,6 +139,7 @@ _PROFILE = {
     "name": "any-cpu",
     "kind": "cpu",
     "runtime": {"name": "onnxruntime"},
+    "forms": "none",  # their probe takes a second or two
     "ops": {op: {"allow": ["float32", "float16", "w*"]} for op in ("Conv", "Gemm", "MatMul")},
     "cost": {"float16": 1.0, "w8": 1.0, "w4": 1.0, "w2": 1.0, "w8a8": 0.5, "w4a8": 0.5, "w2a8": 0.5},
 }

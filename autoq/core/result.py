@@ -120,11 +120,23 @@ class DroppedPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FormGain:
+    """What the forms of the graph ``names`` (:mod:`autoq.model.forms`) give by themselves.
+
+    ``latency`` is of the float32 model written in them, against the model as its file gave it.
+    """
+
+    names: tuple[str, ...]
+    latency: Latency
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Front:
     """A search's outcome. ``final`` is false for the running front, which has no final check yet.
 
     ``objectives`` are the job's (``"metric"``, ``"latency"``, ``"size"``, ``"peak_memory"``);
-    ``metric_direction`` is ``"maximize"`` or ``"minimize"``; ``stop_reason`` says why the search ended.
+    ``metric_direction`` is ``"maximize"`` or ``"minimize"``; ``stop_reason`` says why the search ended. ``form`` is
+    what of the gain comes from the form of the graph, ``None`` where the points have the form of the model.
     """
 
     name: str
@@ -140,3 +152,4 @@ class Front:
     final: bool = False
     stop_reason: str = ""
     notes: tuple[str, ...] = ()
+    form: FormGain | None = None

@@ -27,11 +27,11 @@ def assemble(graph: Graph, nodes: Sequence[onnx.NodeProto], constants: Mapping[s
     model.graph.name = source.graph.name
     model.graph.input.extend(value for value in source.graph.input if value.name not in graph.initializers)
     model.graph.output.extend(source.graph.output)
-    live = _live(graph, nodes)
-    model.graph.node.extend(live)
-    if any(node.domain == OWN_DOMAIN for node in live) and all(e.domain != OWN_DOMAIN for e in model.opset_import):
+    needed = live(graph, nodes)
+    model.graph.node.extend(needed)
+    if any(node.domain == OWN_DOMAIN for node in needed) and all(e.domain != OWN_DOMAIN for e in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid(OWN_DOMAIN, 1))
-    used = {name for node in live for name in node.input} | graph.captured | graph.outputs
+    used = {name for node in needed for name in node.input} | graph.captured | graph.outputs
     own = [tensor for name, tensor in constants.items() if name in used]
     model.graph.initializer.extend(own)
     model.graph.initializer.extend(tensor for name, tensor in graph.initializers.items() if name in used)
@@ -49,11 +49,12 @@ def without_notes(node: onnx.NodeProto) -> onnx.NodeProto:
     return copy
 
 
-def _live(graph: Graph, nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+def live(graph: Graph, nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Those of ``nodes`` that the outputs of ``graph`` need, in their order."""
     needed = set(graph.outputs) | set(graph.captured)
-    live: list[onnx.NodeProto] = []
+    kept: list[onnx.NodeProto] = []
     for node in reversed(nodes):
         if any(name in needed for name in node.output):
             needed.update(node.input)
-            live.append(node)
-    return live[::-1]
+            kept.append(node)
+    return kept[::-1]

@@ -30,9 +30,10 @@ from autoq.core.policy import Policy
 from autoq.core.scheme import ActivationSpec, Scheme, WeightSpec
 from autoq.errors import TrialError
 from autoq.model.activations import ACTIVATIONS, UNIT, slope, written_at
-from autoq.model.assemble import assemble, without_notes
+from autoq.model.assemble import assemble, live, without_notes
 from autoq.model.barriers import barriers
 from autoq.model.corrections import added_bias
+from autoq.model.forms import form_candidate, formed
 from autoq.model.graph import Graph, attribute
 from autoq.model.operators import is_carry
 from autoq.model.placement import Placement, Placer
@@ -52,6 +53,8 @@ class Lowering:
     :class:`WeightSpec`) to quantized weights, ``corrections`` to what is added to the bias. All hold whatever the space
     can ask for. ``accuracy_level`` is what products with weights in blocks compute with
     (:class:`autoq.spec.hardware.LoweringChoice`).
+    ``forms`` names the forms (:mod:`autoq.model.forms`) that candidates are written in; ``formed`` is ``graph`` in
+    those that come first.
     """
 
     graph: Graph
@@ -60,10 +63,13 @@ class Lowering:
     bank: Mapping[tuple[str, WeightSpec], QuantizedWeight]
     corrections: Mapping[tuple[str, WeightSpec], np.ndarray] = field(default_factory=dict)
     accuracy_level: int = 4
+    forms: tuple[str, ...] = ()
+    formed: Graph = field(init=False)
     placer: Placer = field(init=False)
 
     def __post_init__(self) -> None:
-        self.placer = Placer(self.graph, self.layers)
+        self.formed = formed(self.graph, self.forms)
+        self.placer = Placer(self.formed, self.layers)
 
     def canonical(self, policy: Policy) -> Policy:
         """See :meth:`autoq.model.placement.Placer.canonical`."""
@@ -81,7 +87,8 @@ class _Builder:
     """One candidate in the making: nodes in the order in which they will stand, after the stored weights."""
 
     def __init__(self, lowering: Lowering, policy: dict[str, Scheme], placement: Placement) -> None:
-        self.graph = lowering.graph
+        self.graph = lowering.formed
+        self.forms = lowering.forms
         self.policy = policy
         self.placement = placement
         self.affines = lowering.affines
@@ -89,7 +96,7 @@ class _Builder:
         self.corrections = lowering.corrections
         self.accuracy_level = lowering.accuracy_level
         self.root = lowering.placer.root
-        self.barriers = barriers(lowering.graph, lowering.layers, lowering.placer, placement, policy)
+        self.barriers = barriers(self.graph, lowering.layers, lowering.placer, placement, policy)
         makers = {name: self.graph.producer.get(name) for name in placement.integer_made}
         self.unit = {name for name, node in makers.items() if node is not None and node.op_type == "HardSigmoid"}
         self.layer_at = {layer.node: layer for layer in lowering.layers}
@@ -104,7 +111,9 @@ class _Builder:
                 self._pair(name, name, f"{name}::dq")
         for node in self.graph.model.graph.node:
             self._place(node)
-        return assemble(self.graph, [*self.stored.nodes, *self.nodes], self.stored.initializers)
+        nodes = live(self.graph, [*self.stored.nodes, *self.nodes])
+        nodes = form_candidate(self.graph, nodes, self.stored.initializers, self.forms)
+        return assemble(self.graph, nodes, self.stored.initializers)
 
     def _place(self, original: onnx.NodeProto) -> None:
         node = without_notes(original)
@@ -231,18 +240,22 @@ class _Builder:
         """
         node = without_notes(original)
         node.name = f"{original.name}::q"
-        signed = self.placement.quantized[root].signed
-        node.input[0] = self._float_name(original.input[0], root) if signed else f"{original.input[0]}::q"
-        if node.op_type == "Pad" and not signed:  # zero, in integers, is the zero point
+        selects = node.op_type == "Conv"  # by weights of 0 and 1, in an integer kernel: a form of Slice and Pad
+        paired = selects or self.placement.quantized[root].signed
+        node.input[0] = self._float_name(original.input[0], root) if paired else f"{original.input[0]}::q"
+        if selects:
+            weight = self._constant(original.input[1]).astype(np.int8)
+            node.input[1] = self.stored.selection(original.input[1], weight)
+        if node.op_type == "Pad" and not paired:  # zero, in integers, is the zero point
             while len(node.input) < 3:
                 node.input.append("")
             node.input[2] = f"{root}::z"
         for index, name in enumerate(original.output):
             if name:
-                node.output[index] = f"{name}::raw" if signed else f"{name}::q"
+                node.output[index] = f"{name}::raw" if paired else f"{name}::q"
         self.nodes.append(node)
         for name in original.output:
-            if name and signed:
+            if name and paired:
                 self._quantize(root, f"{name}::raw", f"{name}::q")
             if name:
                 self._dequantize(name, root, self._float_name(name, root))

@@ -20,6 +20,9 @@ import onnx
 
 from autoq.model.graph import Graph, attribute
 
+PICK = "::Pick"
+"""Ends the name of the weight of a convolution that only selects: a form of Slice and Pad."""
+
 Condition = Callable[[Graph, onnx.NodeProto], bool]
 
 
@@ -41,6 +44,10 @@ def _fuses(graph: Graph, node: onnx.NodeProto) -> bool:
     return not must_not_fuse(node)
 
 
+def _selects(graph: Graph, node: onnx.NodeProto) -> bool:
+    return node.input[1].endswith(PICK)
+
+
 def _resize_copies(graph: Graph, node: onnx.NodeProto) -> bool:
     # tf_crop_and_resize fills with a float outside the image.
     cropped = attribute(node, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
@@ -48,6 +55,7 @@ def _resize_copies(graph: Graph, node: onnx.NodeProto) -> bool:
 
 
 CARRY: dict[str, Condition] = {
+    "Conv": _selects,
     "DepthToSpace": _always,
     "Expand": _always,
     "Flatten": _always,

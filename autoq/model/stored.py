@@ -124,6 +124,15 @@ class Stored:
             self._short(f"{stem}::s", weight.scale)
         return f"{stem}::w", f"{stem}::s", "" if weight.zero_point is None else f"{stem}::z"
 
+    def selection(self, weight: str, values: np.ndarray) -> str:
+        """The tensor that an integer convolution reads which only selects: ``values`` int8, 0 and 1, with scale 1."""
+        target = f"{weight}::dq"
+        if self._begin(target):
+            self.array(f"{weight}::w", values)
+            self.array(f"{weight}::s", np.asarray(1, np.float32))
+            self._dequantize([f"{weight}::w", f"{weight}::s"], target, None)
+        return target
+
     def array(self, name: str, value: np.ndarray) -> None:
         """Stores ``value`` unless something is stored under ``name`` already."""
         if name not in self.initializers:

@@ -4,12 +4,15 @@ Version 1::
 
     {"version": 1, "name": str, "objectives": [str], "metric": {"name": str, "direction": "maximize" | "minimize"},
      "final": bool, "stop_reason": str, "notes": [str], "trials": {"complete": int, "failed": int}, "wall_s": float,
-     "baseline": POINT, "points": [POINT], "dropped": [{"point": POINT, "why": str}]}
+     "baseline": POINT, "points": [POINT], "dropped": [{"point": POINT, "why": str}],
+     "form": {"names": [str], "latency": LATENCY}}
     POINT = {"id": str, "policy": {layer: scheme}, "metric": {"search", "final", "final_ci95", "drop_ci95"},
-             "latency": {"median_ms", "ratio_to_float32", "ratio_ci95", "batch", "threads"} | null,
+             "latency": LATENCY | null,
              "size_bytes", "peak_memory_bytes", "weight_bits_mean", "model_path", "sha256", "origin"}
+    LATENCY = {"median_ms", "ratio_to_float32", "ratio_ci95", "batch", "threads"}
 
-Raw timing samples are left out. A reader ignores fields it does not know, and refuses a newer version.
+``form`` is there where the points have another form than the model. Raw timing samples are left out. A reader ignores
+fields it does not know, and refuses a newer version.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import Any, NoReturn
 
 from autoq.core.objectives import OBJECTIVES
 from autoq.core.policy import Policy
-from autoq.core.result import DroppedPoint, Front, FrontPoint, Latency, MetricPair
+from autoq.core.result import DroppedPoint, FormGain, Front, FrontPoint, Latency, MetricPair
 from autoq.errors import JobError, RunError
 from autoq.record.files import write_atomically
 from autoq.record.json_reader import Node
@@ -49,6 +52,7 @@ def front_json(front: Front) -> str:
         "baseline": _point_document(front.baseline),
         "points": [_point_document(point) for point in front.points],
         "dropped": [{"point": _point_document(dropped.point), "why": dropped.why} for dropped in front.dropped],
+        **({} if front.form is None else {"form": _form_document(front.form)}),
     }
     try:
         return json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
@@ -101,6 +105,16 @@ def _read_version_1(root: Node) -> Front:
         final=root.get("final").flag(),
         stop_reason=root.get("stop_reason").text(),
         notes=tuple(item.text() for item in root.get("notes").items()),
+        form=_read_form(root),
+    )
+
+
+def _read_form(root: Node) -> FormGain | None:
+    if "form" not in dict(root.fields()):
+        return None
+    form = root.get("form")
+    return FormGain(
+        names=tuple(item.text() for item in form.get("names").items()), latency=_read_latency(form.get("latency"))
     )
 
 
@@ -115,21 +129,27 @@ def _point_document(point: FrontPoint) -> dict[str, Any]:
             "final_ci95": _pair(metric.final_ci95),
             "drop_ci95": _pair(metric.drop_ci95),
         },
-        "latency": None
-        if latency is None
-        else {
-            "median_ms": latency.median_ms,
-            "ratio_to_float32": latency.ratio_to_float32,
-            "ratio_ci95": _pair(latency.ratio_ci95),
-            "batch": latency.batch,
-            "threads": latency.threads,
-        },
+        "latency": None if latency is None else _latency_document(latency),
         "size_bytes": point.size_bytes,
         "peak_memory_bytes": point.peak_memory_bytes,
         "weight_bits_mean": point.weight_bits_mean,
         "model_path": point.model_path,
         "sha256": point.sha256,
         "origin": point.origin,
+    }
+
+
+def _form_document(form: FormGain) -> dict[str, Any]:
+    return {"names": list(form.names), "latency": _latency_document(form.latency)}
+
+
+def _latency_document(latency: Latency) -> dict[str, Any]:
+    return {
+        "median_ms": latency.median_ms,
+        "ratio_to_float32": latency.ratio_to_float32,
+        "ratio_ci95": _pair(latency.ratio_ci95),
+        "batch": latency.batch,
+        "threads": latency.threads,
     }
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from autoq.core.policy import Policy
-from autoq.core.result import Front, FrontPoint
+from autoq.core.result import FormGain, Front, FrontPoint
 from autoq.record.choice import drop_of, knee_point, metric_of, select, uses_final
 
 
@@ -92,7 +92,18 @@ def describe_gain(front: Front) -> str:
             if names:
                 title = " and ".join(names)
                 sentences.append(f"{title[0].upper()}{title[1:]} ({point.id}): {_gain(front, point)}.")
+    if front.form is not None:
+        sentences.append(form_text(front.form))
     return " ".join(sentences)
+
+
+def form_text(form: FormGain) -> str:
+    """What of the points' speed is the form of their graph, and not their precision, in a sentence."""
+    low, high = form.latency.ratio_ci95
+    return (
+        f"All points have the form {', '.join(form.names)}; float32 itself, written like that, runs at "
+        f"{1 / form.latency.ratio_to_float32:.2f}x (95 % interval {1 / high:.2f} to {1 / low:.2f})."
+    )
 
 
 def metric_unit(front: Front) -> tuple[float, str]:

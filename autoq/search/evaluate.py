@@ -29,7 +29,8 @@ class Workload:
     """All that evaluating needs, sent to each worker once.
 
     ``model`` is the serialized prepared model; ``inputs`` [rows, ...] and ``targets`` [rows] are the search split;
-    ``metric`` is the job's metric as plain data, with ``base_dir`` to find its file.
+    ``metric`` is the job's metric as plain data, with ``base_dir`` to find its file. ``forms`` are those that
+    candidates are written in.
     """
 
     model: bytes
@@ -44,6 +45,7 @@ class Workload:
     batch: int
     accuracy_level: int = 4
     threads: int = 1
+    forms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +77,7 @@ class Evaluator:
             workload.bank,
             corrections=workload.corrections,
             accuracy_level=workload.accuracy_level,
+            forms=workload.forms,
         )
         self._metric = Metric.from_spec(workload.metric, Path(workload.base_dir))
 

@@ -13,6 +13,7 @@ from autoq.errors import DataError
 from autoq.model.bank import Bank
 from autoq.model.calibrate import affine_table, calibrate
 from autoq.model.corrections import Corrections
+from autoq.model.forms import formed
 from autoq.model.lower import Lowering
 from autoq.model.placement import Placer
 from autoq.model.source import SourceModel
@@ -32,9 +33,10 @@ def lay_groundwork(
     *,
     cache_dir: Path | None,
     accuracy_level: int = 4,
+    forms: tuple[str, ...] = (),
     step: Callable[[str], None] = lambda text: None,
 ) -> Lowering:
-    """A :class:`Lowering` that can build every policy over the candidates ``found``.
+    """A :class:`Lowering` that can build every policy over the candidates ``found``, in the given forms.
 
     ``accuracy_level`` is the profile's (:class:`autoq.spec.hardware.LoweringChoice`).
 
@@ -42,7 +44,7 @@ def lay_groundwork(
     calibrated or quantized.
     """
     specs = activation_specs(found)
-    tensors = Placer(model.graph, model.layers).tensors_to_calibrate()
+    tensors = Placer(formed(model.graph, forms), model.layers).tensors_to_calibrate()
     bank = Bank(model.graph, calibration_id=f"{model.sha256}:{calibration.fingerprint}", cache_dir=cache_dir)
     missing = bank.read_cache(weight_specs(found))
     corrections = Corrections(bank)
@@ -77,6 +79,7 @@ def lay_groundwork(
         bank.entries,
         corrections=corrections.entries,
         accuracy_level=accuracy_level,
+        forms=forms,
     )
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
+from autoq.core.form import FORM_NAMES
 from autoq.core.layer import LAYER_OPS
 from autoq.core.scheme import FLOAT32, Scheme
 from autoq.errors import JobError
@@ -22,6 +23,7 @@ from autoq.spec.job import LatencyChoice
 from autoq.spec.resources import find_named, named
 from autoq.spec.schemes import all_schemes, glob_problem, matches, nearest_scheme, without_calibration
 
+AUTO = "auto"
 Kind = Literal["cpu", "gpu", "npu"]
 Names = Annotated[tuple[Text, ...], AsTuple]
 
@@ -86,6 +88,12 @@ class Match(Fields):
     no_cpu_flags: Names = ()
 
 
+FormChoice = Annotated[
+    tuple[Text, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value), AsTuple
+]
+"""Names of forms of the graph; ``auto`` alone: those that a probe finds to pay; ``none`` alone, or nothing: none."""
+
+
 class _ProfileFields(Fields):
     version: Literal[1] = Field(examples=[1])
     name: Text
@@ -98,13 +106,15 @@ class _ProfileFields(Fields):
     ops: Annotated[dict[Text, OpRules], Field(min_length=1)] = Field(examples=["{Conv: {allow: [float32, w8a8]}}"])
     cost: dict[Text, Any] = Field(default_factory=dict)
     instead: dict[Text, Text] = Field(default_factory=dict)
+    forms: FormChoice = Field(default=(AUTO,), examples=["auto"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
     """A checked hardware profile. ``costs`` maps (op type, or ``""`` for all, and scheme text) to a modelled cost.
 
-    ``instead`` maps families of schemes to those that stand in for them here: ``{"w8a8": "w7a8"}``.
+    ``instead`` maps families of schemes to those that stand in for them here: ``{"w8a8": "w7a8"}``. ``forms`` says
+    which forms of the graph (:mod:`autoq.model.forms`) candidates are written in.
     """
 
     name: str
@@ -117,6 +127,7 @@ class Profile:
     costs: Mapping[tuple[str, str], float]
     lowering: LoweringChoice = dataclasses.field(default_factory=LoweringChoice)
     instead: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    forms: tuple[str, ...] = (AUTO,)
 
     def instead_of(self, scheme: Scheme) -> Scheme:
         """What a layer gets here where a space says ``scheme``: that, or the same options on other weights."""
@@ -178,6 +189,7 @@ class Profile:
             "ops": {op: rules.model_dump(mode="json") for op, rules in self.ops.items()},
             "costs": {f"{op}:{text}": cost for (op, text), cost in self.costs.items()},
             **({"instead": dict(self.instead)} if self.instead else {}),
+            **({} if self.forms == (AUTO,) else {"forms": list(self.forms)}),
         }
 
 
@@ -190,6 +202,7 @@ def load_profile(name_or_path: str | Path, base_dir: str | Path) -> Profile:
     fields = validate(_ProfileFields, read_mapping(path, "hardware profile"), str(path))
     costs, problems = _read_costs(fields.cost)
     problems += _instead_problems(fields.instead)
+    problems += _form_problems(fields.forms)
     for op, rules in fields.ops.items():
         if op not in LAYER_OPS:
             problems.append(f"ops: no layer is a {show(op)}{nearest(op, LAYER_OPS)}; known: {', '.join(LAYER_OPS)}")
@@ -207,6 +220,7 @@ def load_profile(name_or_path: str | Path, base_dir: str | Path) -> Profile:
         costs=costs,
         lowering=fields.lowering,
         instead=fields.instead,
+        forms=() if fields.forms == ("none",) else fields.forms,
     )
     if not problems:
         problems = _unpriced(profile)
@@ -230,6 +244,18 @@ def _instead_problems(instead: Mapping[str, str]) -> list[str]:
         elif not options[family] <= options[other]:
             example = min(options[family] - options[other], key=len)
             problems.append(f"instead.{family}: {other} cannot stand in for it, since {other}{example} is no scheme")
+    return problems
+
+
+def _form_problems(forms: tuple[str, ...]) -> list[str]:
+    known = (AUTO, "none", *FORM_NAMES)
+    problems = [
+        f"forms: no form of the graph is called {show(name)}{nearest(name, known)}; known: {', '.join(known)}"
+        for name in forms
+        if name not in known
+    ]
+    if len(forms) > 1 and not {AUTO, "none"}.isdisjoint(forms):
+        problems.append(f"forms: auto and none stand alone ({show(list(forms))})")
     return problems
 
 

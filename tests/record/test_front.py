@@ -8,7 +8,7 @@ import os
 import stat
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from autoq.core.objectives import OBJECTIVES
 from autoq.core.policy import Policy
-from autoq.core.result import DroppedPoint, Front, FrontPoint, Latency, MetricPair
+from autoq.core.result import DroppedPoint, FormGain, Front, FrontPoint, Latency, MetricPair
 from autoq.core.scheme import Scheme
 from autoq.errors import RunError
 from autoq.record.front import front_json, read_front, write_front
@@ -72,12 +72,16 @@ fronts = st.builds(
     final=st.booleans(),
     stop_reason=texts,
     notes=st.lists(texts, max_size=2).map(tuple),
+    form=st.none() | st.builds(FormGain, names=st.lists(texts, max_size=3).map(tuple), latency=latencies),
 )
 
 
-def without_samples(point: FrontPoint) -> FrontPoint:
-    latency = point.latency and replace(point.latency, blocks_ms=(), baseline_blocks_ms=())
-    return replace(point, latency=latency)
+Timed = TypeVar("Timed", FrontPoint, FormGain)
+
+
+def without_samples(timed: Timed) -> Timed:
+    latency = timed.latency and replace(timed.latency, blocks_ms=(), baseline_blocks_ms=())
+    return replace(timed, latency=latency)
 
 
 @settings(
@@ -91,6 +95,7 @@ def test_any_front_comes_back_as_it_was(front: Front, tmp_path: Path) -> None:
         baseline=without_samples(front.baseline),
         points=tuple(without_samples(point) for point in front.points),
         dropped=tuple(DroppedPoint(point=without_samples(d.point), why=d.why) for d in front.dropped),
+        form=front.form and without_samples(front.form),
     )
     assert read_front(tmp_path / "front.json") == expected
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from autoq.core.policy import Policy
-from autoq.core.result import Front, FrontPoint
+from autoq.core.result import FormGain, Front, FrontPoint
 from autoq.record.summary import describe_gain, front_marks, front_table, loss_text, metric_unit, policy_summary
 
 MakePoint = Callable[..., FrontPoint]
@@ -75,6 +75,16 @@ def test_where_nothing_was_timed_nothing_is_said_of_speed(make_front: MakeFront,
     front = make_front(make_point("aa", ratio=None, size=250), objectives=("metric", "size"))
     assert describe_gain(front) == "Knee and smallest (aa): 0.25 of the size of float32 at 0.0 points of accuracy lost."
     assert front_marks(front) == {"aa": ("knee", "best", "smallest")}
+
+
+def test_the_gain_of_form_is_told_apart_from_that_of_precision(gained: Front, make_point: MakePoint) -> None:
+    latency = make_point("f", ratio=0.9, spread=0.01).latency
+    assert latency is not None
+    formed = replace(gained, form=FormGain(names=("attention", "wide-input"), latency=latency))
+    assert describe_gain(formed) == describe_gain(gained) + (
+        " All points have the form attention, wide-input; float32 itself, written like that, runs at 1.11x (95 % "
+        "interval 1.10 to 1.12)."
+    )
 
 
 def test_the_table_has_float32_first_and_ratios_as_speed(gained: Front) -> None:

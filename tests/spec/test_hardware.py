@@ -191,3 +191,16 @@ def test_unknown_names(tmp_path: Path) -> None:
         load_profile("cpu-x86-onnxrutime", tmp_path)
     with pytest.raises(JobError, match="no such hardware profile"):
         load_profile("x/y", tmp_path)
+
+
+def test_forms_are_probed_named_or_none(tmp_path: Path) -> None:
+    assert load(tmp_path).forms == load(tmp_path, forms="auto").forms == ("auto",)
+    assert load(tmp_path, forms="none").forms == load(tmp_path, forms=[]).forms == ()
+    assert load(tmp_path, forms=["attention", "wide-input"]).forms == ("attention", "wide-input")
+    assert load(tmp_path, forms="attention").forms == ("attention",)
+    # What was searched before there were forms can still be resumed.
+    assert "forms" not in load(tmp_path).to_dict() and load(tmp_path, forms="none").to_dict()["forms"] == []
+    with pytest.raises(JobError, match="no form of the graph is called 'atention'; did you mean 'attention'"):
+        load(tmp_path, forms=["atention"])
+    with pytest.raises(JobError, match="auto and none stand alone"):
+        load(tmp_path, forms=["auto", "attention"])
