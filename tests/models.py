@@ -25,6 +25,7 @@ from autoq.model.forms import formed
 from autoq.model.graph import Graph
 from autoq.model.layers import read_layers
 from autoq.model.lower import Lowering
+from autoq.model.moments import sees_data
 from autoq.model.placement import Placer
 from autoq.model.prepare import prepare
 from autoq.runtime.ort import open_session
@@ -124,7 +125,8 @@ class Lowered:
 
 def possible(graph: Graph, layer: Layer, scheme: Scheme) -> Scheme:
     """``scheme`` as far as the layer can have it."""
-    if scheme.weight is not None and scheme.weight.rounding != "nearest" and layer.op_type == "ConvTranspose":
+    by_data = scheme.weight is not None and scheme.weight.rounding not in ("nearest", "kmeans")
+    if scheme.weight is not None and by_data and layer.op_type == "ConvTranspose":
         scheme = dataclasses.replace(scheme, weight=dataclasses.replace(scheme.weight, rounding="nearest"))
     if scheme.activation is not None and layer.integer_problem:
         return FLOAT32
@@ -146,7 +148,7 @@ def lowered(
     ]
     wanted = weight_specs(found)
     tensors = Placer(formed(graph, forms), layers).tensors_to_calibrate()
-    rounded = {layer.name: layer for layer, spec in wanted if spec.rounding == "gptq"}
+    rounded = {layer.name: layer for layer, spec in wanted if sees_data(layer, spec)}
     corrected = corrected_specs(found)
     statistics = calibrate(
         graph,

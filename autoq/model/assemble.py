@@ -35,7 +35,7 @@ def assemble(graph: Graph, nodes: Sequence[onnx.NodeProto], constants: Mapping[s
     own = [tensor for name, tensor in constants.items() if name in used]
     model.graph.initializer.extend(own)
     model.graph.initializer.extend(tensor for name, tensor in graph.initializers.items() if name in used)
-    if any(tensor.data_type == TensorProto.INT2 for tensor in own):
+    if any(tensor.data_type in (TensorProto.INT2, TensorProto.UINT2) for tensor in own):
         raise_opset(model, INT2_OPSET, INT2_IR_VERSION)
     return model.SerializeToString(deterministic=True)
 

@@ -22,6 +22,7 @@ from autoq.core.scheme import WeightSpec
 from autoq.errors import ModelError
 from autoq.model.cache import write_aside
 from autoq.model.graph import Graph
+from autoq.model.moments import sees_data
 from autoq.numerics.blocks import blocks_of
 from autoq.numerics.correction import centered
 from autoq.numerics.weights import QuantizedWeight, quantize_weight
@@ -93,8 +94,10 @@ class Bank:
 
     def _own(self, wanted: Wanted) -> list[tuple[Layer, WeightSpec]]:
         """``wanted`` less what has the integers of another; notes which those are."""
-        self._shared |= {(layer.name, spec): (layer.name, _plain(spec)) for layer, spec in wanted}
-        return list({(layer.name, _plain(spec)): (layer, _plain(spec)) for layer, spec in wanted}.values())
+        self._shared |= {(layer.name, spec): (layer.name, _plain(layer, spec)) for layer, spec in wanted}
+        return list(
+            {(layer.name, plain): (layer, plain) for layer, spec in wanted for plain in [_plain(layer, spec)]}.values()
+        )
 
     def _share(self) -> None:
         self.entries |= {key: self.entries[plain] for key, plain in self._shared.items() if plain in self.entries}
@@ -104,7 +107,7 @@ class Bank:
     ) -> QuantizedWeight:
         weight = self.graph.constant(layer.weight)
         assert weight is not None
-        hessian = moments[layer.name] if spec.rounding == "gptq" else None
+        hessian = moments[layer.name] if sees_data(layer, spec) else None
         if hessian is not None and spec.bias_correction:
             hessian = centered(hessian, means[layer.name])
         try:
@@ -140,8 +143,8 @@ class Bank:
                     "bits": spec.bits,
                     "rounding": spec.rounding,
                     # The same weight may see other activations elsewhere in the model.
-                    "data": [self.calibration_id, layer.name] if spec.rounding == "gptq" else None,
-                    "centered": spec.bias_correction and spec.rounding == "gptq",
+                    "data": [self.calibration_id, layer.name] if sees_data(layer, spec) else None,
+                    "centered": spec.bias_correction and sees_data(layer, spec),
                 }
             )
         return self._addresses[key]
@@ -161,6 +164,7 @@ class Bank:
             with path.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
                 values, scale = stored["values"], stored["scale"]
                 zeros = None if spec.symmetric else stored["zero_point"]
+                codebook = stored["codebook"] if spec.rounding == "kmeans" else None
         except Exception:  # whatever a damaged file makes NumPy and zipfile raise: it is computed again
             return None
         axis = _axis(layer, spec)
@@ -173,8 +177,16 @@ class Bank:
             return None
         if zeros is not None and (zeros.shape != expected or zeros.dtype != np.int8):
             return None
+        if codebook is not None and not _is_codebook(codebook, spec.bits):
+            return None
         return QuantizedWeight(
-            values=values, scale=scale, axis=axis, bits=spec.bits, block=spec.block, zero_point=zeros
+            values=values,
+            scale=scale,
+            axis=axis,
+            bits=spec.bits,
+            block=spec.block,
+            zero_point=zeros,
+            codebook=codebook,
         )
 
     def _write(self, layer: Layer, spec: WeightSpec, entry: QuantizedWeight) -> None:
@@ -183,9 +195,9 @@ class Bank:
             write_aside(path, lambda handle: np.savez(handle, allow_pickle=False, **_arrays(entry)))
 
 
-def _plain(spec: WeightSpec) -> WeightSpec:
+def _plain(layer: Layer, spec: WeightSpec) -> WeightSpec:
     """The scheme that has the same integers: which ones are best depends on the bias only where data is looked at."""
-    return spec if spec.rounding == "gptq" else dataclasses.replace(spec, bias_correction=False)
+    return spec if sees_data(layer, spec) else dataclasses.replace(spec, bias_correction=False)
 
 
 def _axis(layer: Layer, spec: WeightSpec) -> int | None:
@@ -193,5 +205,10 @@ def _axis(layer: Layer, spec: WeightSpec) -> int | None:
 
 
 def _arrays(entry: QuantizedWeight) -> dict[str, np.ndarray]:
-    zeros = {} if entry.zero_point is None else {"zero_point": entry.zero_point}
-    return {"values": entry.values, "scale": entry.scale, **zeros}
+    optional = {"zero_point": entry.zero_point, "codebook": entry.codebook}
+    given = {name: values for name, values in optional.items() if values is not None}
+    return {"values": entry.values, "scale": entry.scale, **given}
+
+
+def _is_codebook(values: np.ndarray, bits: int) -> bool:
+    return values.shape == (2**bits,) and values.dtype == np.int8 and bool((values[1:] >= values[:-1]).all())

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoq.core.layer import Layer
+from autoq.core.scheme import WeightSpec
 from autoq.model.graph import Graph, attribute
 
 ROWS = 32
@@ -24,6 +25,17 @@ MOST_POSITIONS = 8192
 
 MOST_COLUMNS = 8192
 """Largest K for which H is kept: half a gigabyte, and a minute of linear algebra."""
+
+
+def has_moment(layer: Layer) -> bool:
+    """Whether the layer is ``y = W x`` with one row of H a weight, and there is room for H."""
+    matrix = layer.op_type in ("Gemm", "MatMul") and len(layer.weight_shape) == 2 and layer.weight_index == 1
+    return (layer.op_type == "Conv" or matrix) and layer.parameters // layer.channels <= MOST_COLUMNS
+
+
+def sees_data(layer: Layer, spec: WeightSpec) -> bool:
+    """Whether rounding the layer's weights by ``spec`` takes the second moments of its inputs."""
+    return spec.rounding == "gptq" or (spec.rounding == "kmeans" and has_moment(layer))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ Everything here hangs on constants alone, so it stands at the start of the graph
 the weight's own, which is how a reader of the file finds it again:
 
 * ``WEIGHT::w``, ``::s``, ``::z``: integers, scales and zero points (``::s::f16``: scales that float16 holds);
+* ``WEIGHT::book``: the int8 codebook that unsigned ``::w`` are indices into;
 * ``WEIGHT::f16``: float16;
 * ``BIAS::NODE::b``, ``::s``: an int32 bias and its scales; ``BIAS::NODE::bc`` a corrected float one. A layer that had
   none has one named after its weight.
@@ -11,6 +12,7 @@ the weight's own, which is how a reader of the file finds it again:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +23,8 @@ from onnx import TensorProto, helper, numpy_helper
 from autoq.core.layer import Layer
 from autoq.core.scheme import WeightSpec
 from autoq.numerics.affine import MIN_SCALE
-from autoq.numerics.packing import pack_int2, pack_int4, pack_rows
+from autoq.numerics.codebook import grid
+from autoq.numerics.packing import pack_indices, pack_int2, pack_int4, pack_rows
 from autoq.numerics.weights import QuantizedWeight
 
 _INT32_MAX = 2**31 - 1
@@ -50,9 +53,13 @@ class Stored:
         stem = self._stem(layer)
         target = f"{stem}::f32"
         if self._begin(target):
-            self._integers(f"{stem}::w", spec.stored_bits, weight.values)
+            if weight.codebook is None:
+                integers = f"{stem}::w"
+                self._integers(integers, spec.stored_bits, weight.values)
+            else:
+                integers = self._int8(stem, spec, weight)
             self.array(f"{stem}::s", weight.scale.reshape(_broadcast_shape(weight)))
-            self._node("Cast", [f"{stem}::w"], f"{stem}::c", to=TensorProto.FLOAT)
+            self._node("Cast", [integers], f"{stem}::c", to=TensorProto.FLOAT)
             self._node("Mul", [f"{stem}::c", f"{stem}::s"], target)
         return target
 
@@ -150,11 +157,20 @@ class Stored:
         return target
 
     def _int8(self, stem: str, spec: WeightSpec, weight: QuantizedWeight) -> str:
-        """The tensor that holds the integers as int8, in the weight's own shape."""
-        if self._begin(f"{stem}::w"):
-            self._integers(f"{stem}::w", spec.stored_bits, weight.values)
-            if spec.stored_bits < 8:  # folds when the session loads: int8 kernels, 4 or 2 bits on disk
-                self._node("Cast", [f"{stem}::w"], f"{stem}::i8", to=TensorProto.INT8)
+        """The tensor that holds the integers as int8, in the weight's own shape.
+
+        What makes it of fewer bits folds when the session loads: int8 kernels, 4 or 2 bits on disk.
+        """
+        if self._begin(f"{stem}::i8"):
+            if weight.codebook is not None:
+                self._indices(f"{stem}::w", spec.bits, weight.indices)
+                self.array(f"{stem}::book", weight.codebook)
+                self._node("Cast", [f"{stem}::w"], f"{stem}::i32", to=TensorProto.INT32)
+                self._node("Gather", [f"{stem}::book", f"{stem}::i32"], f"{stem}::i8", axis=0)
+            else:
+                self._integers(f"{stem}::w", spec.stored_bits, weight.values)
+                if spec.stored_bits < 8:
+                    self._node("Cast", [f"{stem}::w"], f"{stem}::i8", to=TensorProto.INT8)
         return f"{stem}::w" if spec.stored_bits == 8 else f"{stem}::i8"
 
     def _scale(self, stem: str, weight: QuantizedWeight) -> np.ndarray:
@@ -200,6 +216,11 @@ class Stored:
         kind, pack = {4: (TensorProto.INT4, pack_int4), 2: (TensorProto.INT2, pack_int2)}[bits]
         self.initializers[name] = TensorProto(name=name, data_type=kind, dims=values.shape, raw_data=pack(values))
 
+    def _indices(self, name: str, bits: int, values: np.ndarray) -> None:
+        kind = {4: TensorProto.UINT4, 2: TensorProto.UINT2}[bits]
+        packed = pack_indices(values, bits)
+        self.initializers[name] = TensorProto(name=name, data_type=kind, dims=values.shape, raw_data=packed)
+
     def _node(self, op_type: str, inputs: list[str], output: str, **attributes: Any) -> None:
         self.nodes.append(helper.make_node(op_type, inputs, [output], f"{output}::{op_type}", **attributes))
 
@@ -217,10 +238,9 @@ def _with_room_for_bias(weight: QuantizedWeight, input_scale: np.float32, bias: 
     scale = np.minimum(np.maximum(old, least), float(np.finfo(np.float32).max))
     if (scale == old).all():
         return weight
-    shrunk = np.rint(weight.values * (old / scale).reshape(_broadcast_shape(weight)))
-    return QuantizedWeight(
-        values=shrunk.astype(np.int8), scale=scale.astype(np.float32), axis=weight.axis, bits=weight.bits
-    )
+    shrunk = weight.values * (old / scale).reshape(_broadcast_shape(weight))
+    levels = np.rint(shrunk) if weight.codebook is None else grid(weight.codebook.astype(np.float64))(shrunk)
+    return dataclasses.replace(weight, values=levels.astype(np.int8), scale=scale.astype(np.float32))
 
 
 def _broadcast_shape(weight: QuantizedWeight) -> list[int]:

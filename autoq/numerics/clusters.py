@@ -15,19 +15,22 @@ Vector = npt.NDArray[np.float64]
 
 _CELLS = 1024
 _ITERATIONS = 50
+_NOTHING = 1e-12  # share of all weight that running totals could not tell from 0, with a margin
 
 
 def centers(values: npt.ArrayLike, weights: npt.ArrayLike, count: int) -> Vector:
     """At most ``count`` centers, ascending and distinct, of least ``sum_i weights_i min_c (values_i - c)**2``.
 
-    ``values`` and ``weights`` (not negative) have one shape. Fewer distinct values of positive weight than ``count``
-    are centers themselves; with no weight at all the one center is 0. The same input gives the same result everywhere.
+    ``values`` and ``weights`` (not negative) have one shape. Fewer distinct values of any weight (above 1e-12 of all)
+    than ``count`` are centers themselves; with no weight at all the one center is 0. The same input gives the same
+    result everywhere.
     """
     flat, mass = np.ravel(np.asarray(values, np.float64)), np.ravel(np.asarray(weights, np.float64))
-    points, where = np.unique(flat[mass > 0], return_inverse=True)
+    some = mass > _NOTHING * mass.sum()
+    points, where = np.unique(flat[some], return_inverse=True)
     if not points.size:
         return np.zeros(1)
-    mass = np.bincount(where, mass[mass > 0]).astype(np.float64)
+    mass = np.bincount(where, mass[some]).astype(np.float64)
     if points.size <= count:
         return points
     if points.size <= _CELLS:
@@ -46,9 +49,8 @@ def _cells(points: Vector, mass: Vector) -> npt.NDArray[np.intp]:
 
 def _optimal(points: Vector, mass: Vector, count: int) -> Vector:
     """The centers of the best partition of ascending ``points``, by dynamic programming."""
-    points = points - (
-        middle := float((mass * points).sum() / mass.sum())
-    )  # or squares of a far-off mean would drown the rest
+    middle = float((mass * points).sum() / mass.sum())
+    points = points - middle  # or the square of a far-off mean would drown the rest
     sums = [np.concatenate([[0.0], np.cumsum(mass * points**power)]) for power in range(3)]
     weight, first, second = (total[None, :] - total[:, None] for total in sums)  # [start, stop]
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,7 +1,7 @@
 """Sub-byte integers as ONNX stores them in ``raw_data``.
 
-ONNX ``TensorProto``: INT4 packs two elements in a byte and INT2 four (opset 25), the first element in the least
-significant bits, two's complement, the last byte padded with zero bits.
+ONNX ``TensorProto``: INT4 and UINT4 pack two elements in a byte, INT2 and UINT2 four (opset 25), the first element in
+the least significant bits, signed ones in two's complement, the last byte padded with zero bits.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ def pack_rows(values: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]
     return np.asarray(np.bitwise_or.reduce(fields, axis=-1))
 
 
+def pack_indices(values: IntArray, bits: int) -> bytes:
+    """``values`` within 0..2**bits - 1 as UINT4 or UINT2; ``ValueError`` out of range."""
+    return _pack(values, bits, signed=False)
+
+
 def unpack_int4(data: bytes, shape: tuple[int, ...]) -> npt.NDArray[np.int8]:
     """The int8 array that :func:`pack_int4` packed."""
     return _unpack(data, shape, 4)
@@ -46,14 +51,17 @@ def unpack_int2(data: bytes, shape: tuple[int, ...]) -> npt.NDArray[np.int8]:
     return _unpack(data, shape, 2)
 
 
-def _pack(values: IntArray, bits: int) -> bytes:
-    half = 1 << (bits - 1)
+def _pack(values: IntArray, bits: int, *, signed: bool = True) -> bytes:
+    low = -(1 << (bits - 1)) if signed else 0
+    high = low + (1 << bits) - 1
     flat = np.asarray(values).reshape(-1)
-    if flat.size and (flat.min() < -half or flat.max() >= half):
-        raise ValueError(f"int{bits} holds -{half}..{half - 1}; the values reach {flat.min()}..{flat.max()}")
+    if flat.size and (flat.min() < low or flat.max() > high):
+        raise ValueError(
+            f"{'' if signed else 'u'}int{bits} holds {low}..{high}; the values reach {flat.min()}..{flat.max()}"
+        )
     per_byte = 8 // bits
     fields = np.zeros((-(-flat.size // per_byte), per_byte), np.uint8)
-    fields.reshape(-1)[: flat.size] = flat.astype(np.int8).view(np.uint8) & ((1 << bits) - 1)
+    fields.reshape(-1)[: flat.size] = flat.astype(np.uint8) & ((1 << bits) - 1)
     fields <<= np.arange(0, 8, bits, dtype=np.uint8)
     return np.bitwise_or.reduce(fields, axis=1).tobytes()
 

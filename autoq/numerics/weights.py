@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoq.core.scheme import Rounding
+from autoq.numerics import codebook
 from autoq.numerics.affine import MIN_SCALE, dequantize
 from autoq.numerics.blocks import quantize_in_blocks, spread
 from autoq.numerics.gptq import gptq, loss, uniform
@@ -42,7 +43,8 @@ class QuantizedWeight:
     ``values`` is int8 in the weight's own shape, within ``WEIGHT_LEVELS[bits]``; ``scale`` is float32
     ``[values.shape[axis]]``, or ``[1]`` where ``axis`` is ``None``: one scale for the tensor. With ``block``, that many
     inputs of a channel (all axes but ``axis``, flattened) share a scale, which may be negative: ``scale`` is
-    ``[values.shape[axis], blocks]``, and so is ``zero_point``, int8; ``None`` stands for 0.
+    ``[values.shape[axis], blocks]``, and so is ``zero_point``, int8; ``None`` stands for 0. With a ``codebook``, int8
+    ``[2**bits]`` in ascending order, the values are entries of it instead, and it is their indices that are stored.
     """
 
     values: npt.NDArray[np.int8]
@@ -51,6 +53,13 @@ class QuantizedWeight:
     bits: int
     block: int | None = None
     zero_point: npt.NDArray[np.int8] | None = None
+    codebook: npt.NDArray[np.int8] | None = None
+
+    @property
+    def indices(self) -> npt.NDArray[np.uint8]:
+        """Where each value stands in the codebook, in the weight's own shape."""
+        assert self.codebook is not None
+        return np.searchsorted(self.codebook, self.values).astype(np.uint8)
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """The weight as the runtime will see it, float32."""
@@ -93,7 +102,8 @@ def quantize_weight(
     (:func:`autoq.numerics.blocks.quantize_in_blocks`).
 
     Scales minimise the (weighted) squared error; they are positive and normal. A channel of zeros gets scale 1. No
-    channel's loss under ``hessian`` is higher after GPTQ than after rounding to nearest.
+    channel's loss under ``hessian`` is higher after GPTQ than after rounding to nearest. ``rounding="kmeans"`` (4 or 2
+    bits) finds a codebook of the layer's own, and with a ``hessian`` makes up for errors in it.
     Raises ``ValueError``, naming the channel, on a NaN or an infinity, and on arguments that do not fit together.
     """
     if bits not in WEIGHT_LEVELS:
@@ -133,8 +143,17 @@ def quantize_weight(
     importance = np.ones((1, rows.shape[1]))
     if moments is not None and bits < 8:
         importance = _importance(moments, len(rows))
-    scale = best_scales(unit, importance, bits=bits, shared=shared)
-    levels = nearest(unit, scale, bits=bits)
+    book = None
+    if rounding == "kmeans":
+        if bits not in (4, 2):
+            raise ValueError(f"codebooks have 4 or 2 bits, not {bits}")
+        peak = peak.max(initial=0.0)
+        levels, scale, book = _codebook_rows(rows / np.float64(peak), importance, moments, bits, shared)
+        grid = codebook.grid(book)
+    else:
+        scale = best_scales(unit, importance, bits=bits, shared=shared)
+        levels = nearest(unit, scale, bits=bits)
+        grid = uniform(*WEIGHT_LEVELS[bits])
     if rounding == "gptq":
         assert moments is not None
         levels, scale = _gptq_rows(unit.astype(np.float64), moments, levels, scale, bits, shared)
@@ -143,9 +162,15 @@ def quantize_weight(
     tiny = real < MIN_SCALE
     if tiny.any():
         real = np.maximum(real, float(MIN_SCALE))
-        levels = np.where(tiny[:, None], nearest(rows.astype(np.float64), real, bits=bits), levels)
+        levels = np.where(tiny[:, None], grid(rows / real[:, None]), levels)
     values = np.moveaxis(levels.astype(np.int8).reshape(moved.shape), 0, channel_axis)
-    return QuantizedWeight(values=np.ascontiguousarray(values), scale=real.astype(np.float32), axis=axis, bits=bits)
+    return QuantizedWeight(
+        values=np.ascontiguousarray(values),
+        scale=real.astype(np.float32),
+        axis=axis,
+        bits=bits,
+        codebook=None if book is None else book.astype(np.int8),
+    )
 
 
 def _checked(hessian: npt.NDArray[np.floating[Any]], groups: int, rows: tuple[int, ...]) -> npt.NDArray[np.float64]:
@@ -184,14 +209,9 @@ def _gptq_rows(
     shared: bool,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """GPTQ's levels and scales, or those given (rounded to nearest) for channels that it does not better."""
-    channels, inputs = unit.shape
     groups = len(moments)
-
-    def grouped(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.ascontiguousarray(rows.reshape(groups, channels // groups, inputs).transpose(0, 2, 1))
-
-    weight = grouped(unit)
-    near, near_scale = grouped(levels), np.broadcast_to(scale, (channels,)).reshape(groups, -1)
+    weight = _grouped(unit, groups)
+    near, near_scale = _grouped(levels, groups), np.broadcast_to(scale, (len(unit),)).reshape(groups, -1)
     grid = uniform(*WEIGHT_LEVELS[bits])
     found, found_scale = gptq(weight, moments, near_scale, grid=grid, candidates=_GPTQ_CANDIDATES[bits], shared=shared)
     near_loss = loss(weight - near * near_scale[:, None], moments)
@@ -199,6 +219,36 @@ def _gptq_rows(
     better = found_loss <= near_loss
     if shared:
         better = np.broadcast_to(found_loss.sum() <= near_loss.sum(), better.shape)
-    chosen = np.where(better[:, None], found, near).transpose(0, 2, 1).reshape(channels, inputs)
+    chosen = _ungrouped(np.where(better[:, None], found, near))
     chosen_scale = np.where(better, found_scale, near_scale).reshape(-1)
     return chosen, chosen_scale[:1] if shared else chosen_scale
+
+
+def _codebook_rows(
+    rows: npt.NDArray[np.float64],
+    importance: npt.NDArray[np.float64],
+    moments: npt.NDArray[np.float64] | None,
+    bits: int,
+    shared: bool,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Levels ``[channels, K]``, scales ``[channels]`` or ``[1]`` and codebook ``[2**bits]``."""
+    groups = 1 if moments is None else len(moments)
+    weight = _grouped(rows, groups)
+    weights = _grouped(importance, groups) if len(importance) > 1 else importance[:, :, None]
+    book, scale = codebook.fit(weight, weights, count=2**bits, shared=shared)
+    if moments is None:
+        levels = codebook.grid(book)(weight / scale[:, None])
+    else:
+        levels, scale, book = codebook.compensated(weight, moments, book, scale, shared=shared)
+    flat = scale.reshape(-1)
+    return _ungrouped(levels), flat[:1] if shared else flat, book
+
+
+def _grouped(rows: npt.NDArray[np.float64], groups: int) -> npt.NDArray[np.float64]:
+    """``[channels, K]`` as ``[groups, K, rows of a group]``."""
+    return np.ascontiguousarray(rows.reshape(groups, -1, rows.shape[1]).transpose(0, 2, 1))
+
+
+def _ungrouped(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The inverse of :func:`_grouped`."""
+    return values.transpose(0, 2, 1).reshape(-1, values.shape[1])

@@ -24,8 +24,9 @@ from autoq.spec.job import load_job
 Status = Literal["ok", "failed", "skipped"]
 
 # What stands between a stored weight and the layer that reads it.
-_UNPACKING = frozenset(["Cast", "DequantizeLinear", "Mul", "Transpose"])
+_UNPACKING = frozenset(["Cast", "DequantizeLinear", "Gather", "Mul", "Transpose"])
 _STORED = {8: TensorProto.INT8, 4: TensorProto.INT4, 2: TensorProto.INT2, 16: TensorProto.FLOAT16}
+_INDICES = {4: TensorProto.UINT4, 2: TensorProto.UINT2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +157,8 @@ def _weight_problem(record: dict[str, Any], graph: onnx.GraphProto) -> str:
         return "the file has no such node"
     name = node.input[record["weight_index"]]
     while name in producers and producers[name].op_type in _UNPACKING:
-        name = producers[name].input[0]
+        unpacking = producers[name]
+        name = unpacking.input[1 if unpacking.op_type == "Gather" else 0]  # a codebook's indices
     if name not in stored:
         return "its weight is computed at every inference, from no stored one"
     if name != weight and not name.startswith(f"{weight}::"):
@@ -167,7 +169,8 @@ def _weight_problem(record: dict[str, Any], graph: onnx.GraphProto) -> str:
             return f"asked for {scheme}, the file's {node.op_type} has other bits or blocks"
         return ""
     kind = TensorProto.DataType.Name(stored[name].data_type)
-    expected = _STORED.get(scheme.weight_bits)
+    coded = scheme.weight is not None and scheme.weight.rounding == "kmeans"
+    expected = (_INDICES if coded else _STORED).get(scheme.weight_bits)
     if scheme.weight is not None and scheme.weight.bits == 7 and stored[name].data_type == expected:
         low, high = WEIGHT_LEVELS[7]
         values = numpy_helper.to_array(stored[name])
@@ -176,7 +179,8 @@ def _weight_problem(record: dict[str, Any], graph: onnx.GraphProto) -> str:
     if expected is None and name != weight:
         return f"asked for float32 weights, the file holds {kind}"
     if expected is not None and stored[name].data_type != expected:
-        return f"asked for {scheme.weight_bits}-bit weights, the file holds {kind}"
+        what = "indices into a codebook" if coded else "weights"
+        return f"asked for {scheme.weight_bits}-bit {what}, the file holds {kind}"
     return ""
 
 

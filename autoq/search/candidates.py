@@ -14,7 +14,7 @@ from autoq.core.scheme import FLOAT32, ActivationSpec, Scheme, WeightSpec
 from autoq.errors import ProfileError, TrialError
 from autoq.model.corrections import bias_problem
 from autoq.model.graph import Graph
-from autoq.model.moments import MOST_COLUMNS
+from autoq.model.moments import has_moment
 from autoq.model.prepare import INT2_IR_VERSION, INT2_OPSET, TARGET_OPSET, raise_opset
 from autoq.runtime.ort import open_session
 from autoq.spec.hardware import Profile
@@ -119,14 +119,11 @@ def _candidates(
 
 
 def _with_possible_rounding(layer: Layer, scheme: Scheme) -> Scheme:
-    """GPTQ needs ``y = W x`` with one row of H a weight, and room for H; other layers are rounded to nearest.
+    """GPTQ needs the inputs' second moments; layers that have none are rounded to nearest.
 
-    The scheme that comes back says so, in its name.
+    The scheme that comes back says so, in its name. Codebooks do with or without.
     """
-    if scheme.weight is None or scheme.weight.rounding == "nearest":
-        return scheme
-    matrix = layer.op_type in ("Gemm", "MatMul") and len(layer.weight_shape) == 2 and layer.weight_index == 1
-    if (layer.op_type == "Conv" or matrix) and layer.parameters // layer.channels <= MOST_COLUMNS:
+    if scheme.weight is None or scheme.weight.rounding in ("nearest", "kmeans", "pq") or has_moment(layer):
         return scheme
     return dataclasses.replace(scheme, weight=dataclasses.replace(scheme.weight, rounding="nearest"))
 
@@ -164,7 +161,7 @@ def _unbuilt(scheme: Scheme) -> bool:
     weight = scheme.weight
     if weight is None:
         return False
-    return weight.rounding not in ("nearest", "gptq") or weight.smoothing is not None
+    return weight.rounding not in ("nearest", "gptq", "kmeans") or weight.smoothing is not None
 
 
 def _model_problem(graph: Graph, layer: Layer, scheme: Scheme, opset: int) -> str | None:

@@ -15,6 +15,7 @@ from autoq.model.calibrate import affine_table, calibrate
 from autoq.model.corrections import Corrections
 from autoq.model.forms import formed
 from autoq.model.lower import Lowering
+from autoq.model.moments import sees_data
 from autoq.model.placement import Placer
 from autoq.model.source import SourceModel
 from autoq.runtime.base import InputSpec
@@ -50,7 +51,7 @@ def lay_groundwork(
     corrections = Corrections(bank)
     uncorrected = corrections.read_cache(corrected_specs(found))
     averaged = {layer.name: layer for layer, _ in uncorrected}
-    rounded = {layer.name: layer for layer, spec in missing if spec.rounding == "gptq"}
+    rounded = {layer.name: layer for layer, spec in missing if sees_data(layer, spec)}
     threads = os.cpu_count() or 1
     moments: Mapping[str, np.ndarray] = {}
     sample_means: Mapping[str, np.ndarray] = {}

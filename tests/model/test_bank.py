@@ -21,7 +21,10 @@ from autoq.model.layers import read_layers
 from autoq.numerics.weights import QuantizedWeight, quantize_weight
 from tests.models import Net
 
-SPECS = [Scheme.parse(text).weight for text in ("w8", "w4", "w4-gptq", "w2-tensor", "w8-tensor-gptq")]
+SPECS = [
+    Scheme.parse(text).weight
+    for text in ("w8", "w4", "w4-gptq", "w2-tensor", "w8-tensor-gptq", "w4-kmeans", "w2-tensor-kmeans")
+]
 
 
 def graph_of(seed: int = 0) -> Graph:
@@ -53,13 +56,16 @@ def filled(graph: Graph, cache: Path | None, calibration: str = "data") -> tuple
 
 def equal(left: QuantizedWeight, right: QuantizedWeight) -> bool:
     same = (left.axis, left.bits) == (right.axis, right.bits)
-    return same and np.array_equal(left.values, right.values) and np.array_equal(left.scale, right.scale)
+    same = same and np.array_equal(left.values, right.values) and np.array_equal(left.scale, right.scale)
+    if left.codebook is None or right.codebook is None:
+        return same and left.codebook is right.codebook
+    return same and left.codebook.dtype == right.codebook.dtype and np.array_equal(left.codebook, right.codebook)
 
 
 def test_entries_are_the_quantized_weights() -> None:
     graph = graph_of()
     bank, computed = filled(graph, None)
-    assert computed == len(bank.entries) == 10
+    assert computed == len(bank.entries) == 14
     moments = moments_of(graph)
     for layer in read_layers(graph):
         weight = graph.constant(layer.weight)
@@ -71,7 +77,7 @@ def test_entries_are_the_quantized_weights() -> None:
                 bits=spec.bits,
                 axis=0 if spec.granularity == "channel" else None,
                 rounding=spec.rounding,
-                hessian=moments[layer.name] if spec.rounding == "gptq" else None,
+                hessian=None if spec.rounding == "nearest" else moments[layer.name],
                 groups=layer.groups,
             )
             assert equal(bank.entries[layer.name, spec], expected)
@@ -80,16 +86,16 @@ def test_entries_are_the_quantized_weights() -> None:
 def test_a_second_bank_computes_nothing(tmp_path: Path) -> None:
     first, computed = filled(graph_of(), tmp_path)
     second, again = filled(graph_of(), tmp_path)
-    assert (computed, again) == (10, 0)
+    assert (computed, again) == (14, 0)
     assert all(equal(second.entries[key], entry) for key, entry in first.entries.items())
     assert second.read_cache(wanted_of(graph_of())) == []
 
 
-@pytest.mark.parametrize(("change", "computed"), [("weights", 10), ("data", 4), ("version", 10)])
+@pytest.mark.parametrize(("change", "computed"), [("weights", 14), ("data", 8), ("version", 14)])
 def test_addresses_follow_the_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, computed: int
 ) -> None:
-    """Other data concern GPTQ alone: two of the five schemes, in both layers."""
+    """Other data concern GPTQ and codebooks alone: four of the seven schemes, in both layers."""
     filled(graph_of(), tmp_path)
     if change == "version":
         monkeypatch.setattr(module, "BANK_VERSION", 999)
@@ -98,13 +104,13 @@ def test_addresses_follow_the_content(
 
 
 def test_equal_weights_of_two_layers_share_what_saw_no_data(tmp_path: Path) -> None:
-    """Only the GPTQ entries are a layer's own: its inputs are others."""
+    """Only the entries of GPTQ and k-means are a layer's own: its inputs are others."""
     net = Net()
     values = net.rng.standard_normal((4, 4, 3, 3)).astype(np.float32)
     y = net.add("Conv", net.input("rows", 4, 9, 9), net.constant(values, "a.weight"))
     graph = Graph(net.model(net.add("Conv", y, net.constant(values, "b.weight"))))
     filled(graph, tmp_path)
-    assert len(list(tmp_path.rglob("*.npz"))) == 3 + 2 * 2
+    assert len(list(tmp_path.rglob("*.npz"))) == 3 + 2 * 4
 
 
 def entries(cache: Path) -> list[Path]:
@@ -161,12 +167,30 @@ def test_entries_of_another_form_are_computed_again(tmp_path: Path, arrays: dict
     assert Bank(graph, calibration_id="", cache_dir=tmp_path).read_cache(wanted) == wanted
 
 
+@pytest.mark.parametrize(
+    "book", [None, np.arange(15, dtype=np.int8), np.arange(16), np.arange(16, dtype=np.int8)[::-1]]
+)
+def test_codebooks_of_another_form_are_computed_again(tmp_path: Path, book: np.ndarray | None) -> None:
+    graph = graph_of()
+    layer = read_layers(graph)[0]
+    wanted = [(layer, WeightSpec(bits=4, rounding="kmeans"))]
+    bank = Bank(graph, calibration_id="", cache_dir=tmp_path)
+    bank.compute(wanted, moments_of(graph))
+    (path,) = entries(tmp_path)
+    assert not Bank(graph, calibration_id="", cache_dir=tmp_path).read_cache(wanted)
+    (entry,) = bank.entries.values()
+    arrays = {"values": entry.values, "scale": entry.scale} | ({} if book is None else {"codebook": book})
+    with path.open("wb") as handle:
+        np.savez(handle, **arrays)
+    assert Bank(graph, calibration_id="", cache_dir=tmp_path).read_cache(wanted) == wanted
+
+
 def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("no folder")
     bank, computed = filled(graph_of(), file)
-    assert computed == len(bank.entries) == 10
-    assert filled(graph_of(), file)[1] == 10
+    assert computed == len(bank.entries) == 14
+    assert filled(graph_of(), file)[1] == 14
     assert file.read_text() == "no folder"
 
 
@@ -174,7 +198,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path: Path) -> None:
 def test_a_folder_without_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
-        assert filled(graph_of(), tmp_path)[1] == 10
+        assert filled(graph_of(), tmp_path)[1] == 14
     finally:
         tmp_path.chmod(0o700)
 
@@ -185,7 +209,7 @@ from pathlib import Path
 from tests.model.test_bank import filled, graph_of
 for seed in range(6):
     bank, computed = filled(graph_of(seed), Path(sys.argv[1]))
-    assert len(bank.entries) == 10
+    assert len(bank.entries) == 14
 """
 
 

@@ -30,7 +30,15 @@ INTEGER = [
     )
 ]
 SEVEN = ["w7a8@minmax", "w7a8-s8-tensor-gptq@percentile99.9"]
-SCHEMES = ["float32", "float16", *WEIGHT_ONLY, *INTEGER, *SEVEN]
+BOOKS = [
+    "w4-kmeans",
+    "w2-kmeans",
+    "w2-tensor-kmeans",
+    "w4a8-kmeans@minmax",
+    "w4a8-s8-tensor-kmeans@minmax",
+    "w2a8-kmeans@mse",
+]
+SCHEMES = ["float32", "float16", *WEIGHT_ONLY, *INTEGER, *SEVEN, *BOOKS]
 
 # Where the exact quotient is this close to a half, the last place of float32 decides which way an integer kernel
 # rounds: ONNX says "round half to even" of a real number, and leaves open in which precision the factor of the two
@@ -357,7 +365,7 @@ KERNELS = frozenset().union(*(kind.floats | kind.integers for kind in KINDS.valu
 
 def _stored_bits(model: onnx.ModelProto, layer: Layer) -> int:
     """The bits of the stored weight, from the type of the initializer that has its shape."""
-    bits = {"FLOAT": 32, "FLOAT16": 16, "INT8": 8, "INT4": 4, "INT2": 2}
+    bits = {"FLOAT": 32, "FLOAT16": 16, "INT8": 8, "INT4": 4, "INT2": 2, "UINT4": 4, "UINT2": 2}
     kinds = [t.data_type for t in model.graph.initializer if t.name.startswith(layer.weight) and len(t.dims) > 1]
     stored = [bits[onnx.TensorProto.DataType.Name(kind)] for kind in kinds]
     return min(stored)

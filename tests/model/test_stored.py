@@ -13,6 +13,7 @@ from autoq.model.lower import Lowering
 from tests.models import Net, check, distance, lowered, run, run_optimized, run_unfused
 
 ALL = ("float16", "w8", "w4", "w2", "w8-tensor", "w4-gptq", "w8a8@minmax", "w4a8-gptq@mse", "w2a8-tensor@minmax")
+ALL += ("w4-tensor-kmeans", "w2-kmeans", "w4a8-kmeans@mse", "w2a8-kmeans@minmax")
 
 
 def conv_of(weight: np.ndarray, bias: np.ndarray | None = None, activation: str = "Relu") -> onnx.ModelProto:
@@ -58,9 +59,9 @@ def test_weights_at_the_ends_of_float32(scheme: str, value: float) -> None:
     assert np.abs(found - exact).max() <= 0.35 * max(float(np.abs(exact).max()), 1e-30)
 
 
-@pytest.mark.parametrize("granularity", ["", "-tensor"])
+@pytest.mark.parametrize("weights", ["w8a8", "w8a8-tensor", "w2a8-kmeans", "w2a8-tensor-kmeans"])
 @pytest.mark.parametrize("op", ["Conv", "Gemm"])
-def test_room_for_a_bias_far_larger_than_what_is_added_to_it(op: str, granularity: str) -> None:
+def test_room_for_a_bias_far_larger_than_what_is_added_to_it(op: str, weights: str) -> None:
     """The bias at the product of both scales would not fit 32 bits; the weights give way, and the sum is right."""
     net = Net()
     weight = random_weight(4, 8) * 1e-6
@@ -74,7 +75,7 @@ def test_room_for_a_bias_far_larger_than_what_is_added_to_it(op: str, granularit
         op, x, net.constant(weight.astype(np.float32).reshape(shape), "w.weight"), net.constant(bias, "b"), **attributes
     )
     data = {"x": (random_weight(5, 8) * 1e-3).astype(np.float32).reshape(5, *shape[1:])}
-    scheme = f"w8a8{granularity}@minmax"
+    scheme = f"{weights}@minmax"
     subject = lowered(net.model(y), [scheme], data)
     candidate = check(subject.build(scheme))
     stored = {
@@ -103,9 +104,10 @@ def test_numbers_of_weights_that_fill_no_byte(inputs: int, outputs: int) -> None
     net = Net()
     y = net.add("MatMul", net.input("rows", 2, inputs), net.weight(inputs, outputs))
     data = {"x": np.random.default_rng(0).standard_normal((3, 2, inputs)).astype(np.float32)}
-    subject = lowered(net.model(y), ["w4", "w2", "w4a8@minmax", "w2a8@minmax"], data)
+    schemes = ("w4", "w2", "w4a8@minmax", "w2a8@minmax", "w4-kmeans", "w2-kmeans", "w4a8-kmeans@minmax")
+    subject = lowered(net.model(y), schemes, data)
     (layer,) = subject.layers
-    for scheme in ("w4", "w2", "w4a8@minmax", "w2a8@minmax"):
+    for scheme in schemes:
         candidate = subject.build(scheme)
         check(candidate)
         weight = subject.lowering.bank[layer.name, Scheme.parse(scheme).weight].dequantize()
@@ -147,7 +149,9 @@ def test_one_weight_used_in_different_ways(scheme: str) -> None:
         assert distance(outputs[name], expected) < (0.2 if scheme.startswith("w4") else 0.03), name
 
 
-@pytest.mark.parametrize("scheme", ["float32", "float16", "w8", "w8-tensor", "w4", "w4-tensor", "w2"])
+@pytest.mark.parametrize(
+    "scheme", ["float32", "float16", "w8", "w8-tensor", "w4", "w4-tensor", "w2", "w4-kmeans", "w2-tensor-kmeans"]
+)
 def test_embeddings(scheme: str) -> None:
     """A look-up gives the table's own rows, bit for bit, and dequantizes no more than the rows that it takes."""
     net = Net()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 
-from autoq.numerics.packing import pack_int2, pack_int4, unpack_int2, unpack_int4
+from autoq.numerics.packing import pack_indices, pack_int2, pack_int4, unpack_int2, unpack_int4
 
 KINDS = [
     (pack_int4, unpack_int4, -8, 7, TensorProto.INT4, ml_dtypes.int4),
@@ -29,6 +29,16 @@ def test_onnx_reads_what_was_packed(pack, unpack, low, high, onnx_type, dtype, s
 def test_the_first_element_is_in_the_low_bits():
     assert pack_int4(np.array([1, -1, 7], np.int8)) == bytes([0xF1, 0x07])
     assert pack_int2(np.array([1, 0, -1, -2, 1], np.int8)) == bytes([0b10_11_00_01, 0b01])
+
+
+@pytest.mark.parametrize(("bits", "onnx_type"), [(4, TensorProto.UINT4), (2, TensorProto.UINT2)])
+@pytest.mark.parametrize("shape", [(1,), (5,), (2, 3), (3, 3, 3, 3)])
+def test_onnx_reads_packed_indices(bits, onnx_type, shape):
+    values = np.random.default_rng(0).integers(0, 2**bits, shape).astype(np.uint8)
+    tensor = onnx.TensorProto(dims=shape, data_type=onnx_type, raw_data=pack_indices(values, bits))
+    np.testing.assert_array_equal(numpy_helper.to_array(tensor).astype(np.uint8), values)
+    with pytest.raises(ValueError, match=f"uint{bits} holds 0"):
+        pack_indices(values + np.uint8(2**bits), bits)
 
 
 @given(st.lists(st.integers(-8, 7)))

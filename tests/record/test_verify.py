@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 import autoq
 from autoq.core.identity import sha256_hex
 from autoq.errors import DataError, RunError
+from autoq.numerics.packing import pack_indices
 from autoq.record.export import export_point
 from autoq.record.manifest import read_manifest
 from autoq.record.verify import Verification, verify
@@ -263,6 +264,31 @@ def test_weights_at_other_bits_than_asked_for_are_caught(copy: Path) -> None:
     assert {name for name, status in statuses(found).items() if status == "failed"} == {"precision"}
     (wrong,) = [layer for layer in found.layers if layer.problem]
     assert (wrong.layer, wrong.problem) == ("conv2", "asked for 4-bit weights, the file holds INT8")
+
+
+def test_codebooks_are_told_from_integers(copy: Path) -> None:
+    """The same weights as indices into the integers: a sound file, but only of a scheme with a codebook."""
+
+    def encode(model: onnx.ModelProto) -> None:
+        cast = weight_chain(model, "fc1")[-1]
+        stored = tensor_of(model, cast.input[0])
+        indices = (numpy_helper.to_array(stored).astype(np.int8) + 2).astype(np.uint8)
+        stored.raw_data, stored.data_type = pack_indices(indices, 2), TensorProto.UINT2
+        model.graph.initializer.append(numpy_helper.from_array(np.arange(-2, 2, dtype=np.int8), "w3::book"))
+        where = helper.make_node("Cast", [stored.name], ["w3::i32"], "widen", to=TensorProto.INT32)
+        gather = helper.make_node("Gather", ["w3::book", "w3::i32"], ["w3::i8"], "codebook", axis=0)
+        cast.input[0] = "w3::i8"
+        for node in (gather, where):
+            model.graph.node.insert(0, node)
+
+    tamper(copy, encode)
+    (wrong,) = [layer for layer in verify(copy, metric=False).layers if layer.problem]
+    assert (wrong.layer, wrong.problem) == ("fc1", "asked for 2-bit weights, the file holds UINT2")
+    rewrite(copy, lambda manifest: manifest["layers"][2].update(scheme="w2-kmeans"))
+    assert verify(copy).ok
+    rewrite(copy, lambda manifest: manifest["layers"][2].update(scheme="w4-kmeans"))
+    (wrong,) = [layer for layer in verify(copy, metric=False).layers if layer.problem]
+    assert wrong.problem == "asked for 4-bit indices into a codebook, the file holds UINT2"
 
 
 def test_a_layer_that_reads_another_ones_weight_is_caught(copy: Path) -> None:

@@ -68,8 +68,11 @@ def test_layers_that_integers_cannot_run(cpu: Profile) -> None:
     left = net.add("MatMul", net.weight(5, 6, name="left.weight"), x)
     thick = net.add("MatMul", x, net.weight(4, 6, 3, name="thick.weight"))
     scaled = net.add("Gemm", table, net.weight(4, 3, name="scaled.weight"), alpha=0.5)
-    found = found_in(net.model(up, left, thick, scaled), space_of("float32", "w8", "w8a8@minmax", "w4-gptq"), cpu)
-    # GPTQ is for Conv, Gemm and 2-D MatMul; elsewhere the scheme is what it would really be.
+    found = found_in(
+        net.model(up, left, thick, scaled), space_of("float32", "w8", "w8a8@minmax", "w4-kmeans", "w4-gptq"), cpu
+    )
+    # GPTQ is for Conv, Gemm and 2-D MatMul; elsewhere the scheme is what it would really be. Codebooks are for all.
+    assert all("w4-kmeans" in texts(entry) for entry in found.values())
     assert {name: texts(entry)[-1] for name, entry in found.items()} == {
         "table": "w4",
         "up": "w4",
