@@ -52,11 +52,14 @@ def quantize_in_blocks(
     ``-2**(bits - 1)`` and ``2**(bits - 1) - 1``; zero points are ``None`` where ``symmetric``. Scales are never 0.
     """
     # A power of two: nothing is rounded by it, here or in the scales.
-    unit = float(np.exp2(np.ceil(np.log2(max(float(np.abs(weight).max(initial=0.0)), float(MIN_SCALE))))))
-    rows = (weight.astype(np.float64) / unit).astype(np.float32)
+    unit = float(_power_of_two(np.abs(weight).max(initial=0.0)))
+    rows = weight.astype(np.float64) / unit
     inputs = rows.shape[1]
     importance = np.ones((1, inputs)) if hessian is None or bits == 8 else _importance(hessian)
     blocks, weights = _split(rows, block), np.tile(_split(importance, block), (len(rows), 1))
+    # Nor do the squares of small blocks vanish beside large ones.
+    own = _power_of_two(np.abs(blocks).max(axis=1))
+    blocks = (blocks / own[:, None]).astype(np.float32)
     if symmetric:
         scale, zero = _signed_scales(blocks, weights, bits), None
         low, high = WEIGHT_LEVELS[bits]
@@ -64,14 +67,24 @@ def quantize_in_blocks(
         scale, zero = _affine_scales(blocks, weights, bits)
         zero = zero.reshape(len(rows), -1)
         low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    scale *= own
+    # Sums over a block of zeros cancel, up to rounding in units of its scale: 1 may be large beside the others.
+    empty = ~blocks.any(axis=1)
+    if not empty.all():
+        scale[empty] = np.abs(scale[~empty]).min()
     scale = _storable(scale.reshape(len(rows), -1), unit)
     offset = np.zeros((1, 1)) if zero is None else spread(zero, inputs, block)
     grid = uniform(low, high)
     found = grid(rows / spread(scale, inputs, block) + offset) - offset
     if hessian is not None:
-        found, scale = _gptq(rows.astype(np.float64), hessian, found, scale, grid, offset, bits, block, unit)
+        found, scale = _gptq(rows, hessian, found, scale, grid, offset, bits, block, unit)
     zeros = None if zero is None else zero.astype(np.int8)
     return (found + offset).astype(np.int8), (scale * unit).astype(np.float32), zeros
+
+
+def _power_of_two(peak: npt.NDArray[Any]) -> Array:
+    """The least power of two that is not below ``peak``, or below the smallest scale."""
+    return np.asarray(np.exp2(np.ceil(np.log2(np.maximum(np.asarray(peak, np.float64), float(MIN_SCALE))))))
 
 
 def _split(rows: npt.NDArray[Any], block: int) -> npt.NDArray[Any]:
