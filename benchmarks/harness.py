@@ -40,6 +40,21 @@ def resnet20_job(bench: Path) -> dict[str, Any]:
     return job
 
 
+def sts_job(bench: Path, model: Path) -> dict[str, Any]:
+    """The job of ``examples/minilm-sts`` with its files taken from ``bench``, and ``model``."""
+    folder = bench.resolve() / "sts"
+    for path, what in ((folder / "val.npz", "--bench"), (model, "--model")):
+        if not path.is_file():
+            raise SystemExit(f"there is no {path}; say with {what} where it is")
+    example = ROOT / "examples" / "minilm-sts"
+    job: dict[str, Any] = yaml.safe_load((example / "job.yaml").read_text())
+    job["model"]["path"] = str(model.resolve())
+    job["metric"]["function"] = str(example / job["metric"]["function"])
+    for name in ("calibration", "search", "final"):
+        job["data"][name]["path"] = str(folder / job["data"][name]["path"])
+    return job
+
+
 def rows(job: Mapping[str, Any], split: str) -> tuple[np.ndarray, np.ndarray]:
     """Inputs float32 [n, 3, 32, 32] and labels [n] of one split of the ResNet-20 job, read without autoq."""
     spec, how = job["data"][split], job["data"]["inputs"]["input"]
@@ -71,8 +86,15 @@ def timed_in_turn(models: Sequence[Path], feed: np.ndarray, blocks: int, runs: i
 
     The order is reversed in every other block, so that a drift of the machine's speed cancels.
     """
+    name = session(models[0]).get_inputs()[0].name
+    return timed_feeds_in_turn(models, {name: feed}, blocks, runs, warm)
+
+
+def timed_feeds_in_turn(
+    models: Sequence[Path], feeds: Mapping[str, np.ndarray], blocks: int, runs: int, warm: int = 15
+) -> np.ndarray:
+    """As :func:`timed_in_turn`, for models with several inputs."""
     opened = [session(model) for model in models]
-    feeds = {opened[0].get_inputs()[0].name: feed}
     for one in opened:
         for _ in range(warm):
             one.run(None, feeds)

@@ -46,6 +46,11 @@ class Layer:
         return self.weight_shape[self.channel_axis]
 
     @property
+    def uses(self) -> float:
+        """How often one sample reads each weight: the rows of a product, the positions of a convolution; at least 1."""
+        return max(1.0, self.macs / max(self.parameters, 1))
+
+    @property
     def kind(self) -> str:
         """The op in the reader's words: ``depthwise Conv``, ``Conv``, ``MatMul``, …"""
         if self.op_type == "Gather":

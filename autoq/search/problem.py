@@ -83,7 +83,7 @@ class Problem:
         """The profile's estimate of ``ratio_to_float32``: its costs, weighted by the layers' multiply-accumulates."""
         schemes = dict(policy)
         layers = [entry.layer for entry in self.candidates]
-        costs = [self.profile.cost(layer.kind, schemes[layer.name]) for layer in layers]
+        costs = [self.profile.cost(layer.kind, schemes[layer.name], layer.uses) for layer in layers]
         known = any(layer.macs for layer in layers)
         return modelled_ratio([float(layer.macs if known else layer.parameters) for layer in layers], costs)
 

@@ -78,7 +78,7 @@ def _costs(entry: Candidates, table: Sensitivity, profile: Profile) -> npt.NDArr
     for scheme in entry.schemes:
         scales = 0 if scheme.weight is None or scheme.weight.bits == 16 else _BYTES_PER_SCALE * layer.channels
         size = layer.parameters * scheme.weight_bits / 8 + scales
-        rows.append((table.noise(layer.name, scheme), size, layer.macs * profile.cost(layer.kind, scheme)))
+        rows.append((table.noise(layer.name, scheme), size, layer.macs * profile.cost(layer.kind, scheme, layer.uses)))
     return np.array(rows, np.float64)
 
 

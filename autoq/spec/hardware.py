@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BeforeValidator, Field, field_validator
 
 from autoq.core.form import FORM_NAMES
@@ -29,6 +31,9 @@ Names = Annotated[tuple[Text, ...], AsTuple]
 
 
 _COSTED = (*LAYER_OPS, "depthwise Conv", "grouped Conv")
+
+
+Cost = tuple[tuple[float, float], ...]
 
 
 class Forbidden(Fields):
@@ -113,6 +118,8 @@ class _ProfileFields(Fields):
 class Profile:
     """A checked hardware profile. ``costs`` maps (op type, or ``""`` for all, and scheme text) to a modelled cost.
 
+    That is points (uses of a weight, cost), the least uses first; one point is a cost that does not depend on them.
+
     ``instead`` maps families of schemes to those that stand in for them here: ``{"w8a8": "w7a8"}``. ``forms`` says
     which forms of the graph (:mod:`autoq.model.forms`) candidates are written in.
     """
@@ -124,7 +131,7 @@ class Profile:
     latency: LatencySettings
     match: Match
     ops: Mapping[str, OpRules]
-    costs: Mapping[tuple[str, str], float]
+    costs: Mapping[tuple[str, str], Cost]
     lowering: LoweringChoice = dataclasses.field(default_factory=LoweringChoice)
     instead: Mapping[str, str] = dataclasses.field(default_factory=dict)
     forms: tuple[str, ...] = (AUTO,)
@@ -149,12 +156,17 @@ class Profile:
             return None
         return f"the profile {self.name} allows {op_type} only {', '.join(rules.allow)}"
 
-    def cost(self, op_type: str, scheme: Scheme) -> float:
+    def cost(self, op_type: str, scheme: Scheme, uses: float = 1.0) -> float:
         """Modelled time per multiply-accumulate, float32 = 1; it guides proposals and is never a measurement.
 
-        ``op_type`` may be a layer's kind, ``depthwise Conv`` for one, where that has a cost of its own.
+        ``op_type`` may be a layer's kind, ``depthwise Conv`` for one, where that has a cost of its own. ``uses`` is how
+        often each weight is used (:attr:`autoq.core.layer.Layer.uses`); between two points of a cost it is
+        interpolated on their logarithms, beyond the last it stays.
         """
-        return _cost(self.costs, op_type, scheme) or 1.0
+        points = _cost(self.costs, op_type, scheme)
+        if points is None:
+            return 1.0
+        return float(np.interp(math.log(uses), [math.log(at) for at, _ in points], [cost for _, cost in points]))
 
     def latency_with(self, override: LatencyChoice) -> LatencySettings:
         """The profile's settings, those of the job in place of them where it gives any."""
@@ -264,9 +276,9 @@ def fitting_profiles(arch: str, cpu_flags: Collection[str]) -> list[str]:
     return [name for name in named("hardware_profiles") if not load_profile(name, ".").match_problems(arch, cpu_flags)]
 
 
-def _read_costs(values: Mapping[str, Any]) -> tuple[dict[tuple[str, str], float], list[str]]:
-    """The ``cost`` section: scheme -> number for every op, or op -> (scheme -> number)."""
-    costs: dict[tuple[str, str], float] = {}
+def _read_costs(values: Mapping[str, Any]) -> tuple[dict[tuple[str, str], Cost], list[str]]:
+    """The ``cost`` section: scheme -> number for every op, or op -> (scheme -> number, or uses -> number)."""
+    costs: dict[tuple[str, str], Cost] = {}
     problems: list[str] = []
     # "w8a8-s8" is no whole scheme: only a calibration is missing, which changes no speed.
     known = {without_calibration(scheme) for scheme in all_schemes()}
@@ -280,20 +292,30 @@ def _read_costs(values: Mapping[str, Any]) -> tuple[dict[tuple[str, str], float]
             field = f"cost.{op}.{text}" if op else f"cost.{text}"
             if text not in known:
                 problems.append(f"{field}: no scheme (less its @calibration) is called that{nearest_scheme(str(text))}")
-            elif isinstance(number, bool) or not isinstance(number, int | float) or not 1e-6 <= number <= 1e6:
-                problems.append(f"{field}: must be a number above 0, the time relative to float32 ({show(number)})")
+                continue
+            points = number.items() if isinstance(number, Mapping) and number else [(1, number)]
+            wrong = [each for point in points for each in point if not _is_positive(each)]
+            if wrong:
+                problems.append(
+                    f"{field}: must be a number above 0, the time relative to float32, or such a number for each of a "
+                    f"few counts of rows, {{1: 0.5, 64: 0.9}} ({show(wrong[0])})"
+                )
             else:
-                costs[op, str(text)] = float(number)
+                costs[op, str(text)] = tuple(sorted((float(uses), float(cost)) for uses, cost in points))
     return costs, problems
 
 
-def _cost(costs: Mapping[tuple[str, str], float], op_type: str, scheme: Scheme) -> float | None:
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 1e-6 <= value <= 1e6
+
+
+def _cost(costs: Mapping[tuple[str, str], Cost], op_type: str, scheme: Scheme) -> Cost | None:
     """The most specific figure there is.
 
     A kind of layer goes before its op, an op before all ops, and the scheme itself before one with fewer options.
     """
     if scheme == FLOAT32:
-        return 1.0
+        return ((1.0, 1.0),)
     for op in (op_type, op_type.split()[-1], ""):
         for name in _cost_names(scheme):
             if (op, name) in costs:
@@ -309,7 +331,8 @@ def _cost_names(scheme: Scheme) -> list[str]:
     weight = dataclasses.replace(scheme.weight, rounding="nearest", bias_correction=False, smoothing=None)
     activation = scheme.activation and dataclasses.replace(scheme.activation, smoothing=None)
     plain = without_calibration(Scheme(weight=weight, activation=activation))
-    names = [text, plain, plain.removesuffix("-tensor"), scheme.family]
+    # Kernels take about as long with zero points as without.
+    names = [text, plain, plain.replace("-asym", ""), plain.removesuffix("-tensor"), scheme.family]
     if scheme.activation is not None and scheme.activation.dynamic:
         names = [f"{text}@dynamic", f"{plain}@dynamic", f"{scheme.family}@dynamic", text, plain, scheme.family]
     # 7-bit weights are 8-bit ones to the kernels.

@@ -69,6 +69,15 @@ def test_cost_takes_the_most_specific_figure(tmp_path: Path) -> None:
     assert {key: profile.cost(key[0], scheme(key[1])) for key in expected} == expected
 
 
+def test_cost_by_the_rows_of_a_sample(tmp_path: Path) -> None:
+    products = {"w8a8": {64: 0.25, 1: 0.5, 8: 0.375}, "w4-b32": 0.75, "w4-b32-asym": {1: 0.5}, "w4": 1.0, "w8": 1.0}
+    profile = load(tmp_path, cost={"float16": 1, "w8": 1, "w4": 1, "Conv": {"w8a8": 0.5}, "MatMul": products})
+    at = {uses: profile.cost("MatMul", scheme("w8a8@mse"), uses) for uses in (1, 2, 8, 64, 1000)}
+    assert at == pytest.approx({1: 0.5, 2: 0.5 - 0.125 / 3, 8: 0.375, 64: 0.25, 1000: 0.25})
+    blocks = [profile.cost("MatMul", scheme(f"w4-{text}"), 64) for text in ("b32-gptq", "b32-asym-gptq", "b64-asym")]
+    assert blocks == [0.75, 0.5, 1.0]
+
+
 def test_which_machine(tmp_path: Path) -> None:
     match = {"arch": ["x86_64", "AMD64"], "any_cpu_flags": ["avx512_vnni", "avx_vnni"], "all_cpu_flags": ["avx2"]}
     profile = load(tmp_path, match=match)
@@ -171,6 +180,10 @@ def test_without_vnni_weights_have_seven_bits(tmp_path: Path) -> None:
         ({"cost": {"w8": True}}, "cost.w8: must be a number above 0"),
         ({"cost": {"w8": float("nan")}}, "cost.w8: must be a number above 0"),
         ({"cost": {"Conv": {"w8": "fast"}}}, "cost.Conv.w8: must be a number above 0"),
+        ({"cost": {"Conv": {"w8": {}}}}, "cost.Conv.w8: must be a number above 0"),
+        ({"cost": {"Conv": {"w8": {0: 1.0}}}}, r"cost.Conv.w8: .*for each of a few counts of rows.* \(0\)"),
+        ({"cost": {"Conv": {"w8": {1: 0.5, 8: "x"}}}}, r"cost.Conv.w8: must be a number above 0.*'x'"),
+        ({"lowering": {"accuracy_level": 5}}, "lowering.accuracy_level: must be less than or equal to 4"),
         ({"latency": {"batch": 0}}, "latency.batch: must be greater than or equal to 1"),
         ({"match": {"cpu": ["x"]}}, "match.cpu: unknown field"),
         ({"instead": {"w9": "w8"}}, "instead: 'w9' is no family of schemes with integer weights; known: w8, "),
