@@ -240,9 +240,8 @@ def tables() -> dict[str, dict[str, float]]:
             command = [sys.executable, "-c", PEAK, str(path)]
             found[name]["peak_bytes"] = int(subprocess.run(command, capture_output=True, check=True).stdout)
             rows = open_session(path).run(None, {"x": np.arange(2000)[None]})[0][0]
-            found[name]["noise_db"] = 10 * np.log10(
-                np.square(rows - exact[:2000]).mean() / np.square(exact).mean() + 1e-12
-            )
+            noise = np.square(rows - exact[:2000]).mean() / np.square(exact).mean() + 1e-12
+            found[name]["noise_db"] = float(10 * np.log10(noise))
     for count in IDS:
         picked = rng.integers(0, TABLE[0], (1, count))
         for name, model_bytes in candidates.items():
