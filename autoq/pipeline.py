@@ -23,6 +23,7 @@ from autoq.core.scheme import FLOAT32
 from autoq.errors import AutoqError, MetricError, ProfileError, RunError, TrialError
 from autoq.model.bank import BANK_VERSION, default_cache_dir
 from autoq.model.calibrate import output_shapes
+from autoq.model.corrections import CORRECTION_VERSION
 from autoq.model.forms import formed
 from autoq.model.layers import with_macs
 from autoq.model.lower import Lowering
@@ -160,7 +161,7 @@ def read_setting(job: Job, *, force: bool = False, warn: Callable[[str], None] =
     profile = load_profile(job.hardware, job.base_dir)
     _check_machine(profile, force, warn)
     metric = resolve_metric(job)
-    model = read_model(job.model_path)
+    model = read_model(job.model_path, equalized=space.equalization == "cross-layer")
     for note in model.notes:
         warn(note)
     specs = _input_specs(job)
@@ -352,7 +353,7 @@ def _record(folder: RunFolder, setting: Setting, recorded: Mapping[str, Any]) ->
     """``run.json``; what is ``recorded`` of a search that goes on must be of the same one."""
     job = setting.job
     identity = {
-        "model": setting.model.sha256,
+        "model": setting.model.identity,
         "search data": setting.search.fingerprint,
         "final data": setting.final.fingerprint,
         "calibration data": setting.calibration.fingerprint,
@@ -515,7 +516,13 @@ def _prediction(setting: Setting, lowering: Lowering, events: Events) -> Sensiti
     noises = cached(
         default_cache_dir(),
         found,
-        [setting.model.sha256, setting.calibration.fingerprint, BANK_VERSION, lowering.accuracy_level],
+        [
+            setting.model.identity,
+            setting.calibration.fingerprint,
+            BANK_VERSION,
+            CORRECTION_VERSION,
+            lowering.accuracy_level,
+        ],
         lambda: measure(found, lowering.build, inputs, batch=PROBE_ROWS, workers=os.cpu_count() or 1),
     )
     return sensitivity(setting.candidates, found, noises)

@@ -124,7 +124,7 @@ def layers(model: Path, hardware: str, space: str, as_json: bool) -> None:
     from autoq.spec.space import load_space
 
     profile, chosen = load_profile(hardware, Path()), load_space(space, Path())
-    source = read_model(model)
+    source = read_model(model, equalized=chosen.equalization == "cross-layer")
     found = all_candidates(source.graph, source.layers, chosen, profile, source.opset)
     if as_json:
         click.echo(layers_json(found))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoq.core.layer import Layer
+from autoq.model.equalize import EQUALIZATION_VERSION, equalize
 from autoq.model.graph import Graph
 from autoq.model.layers import read_layers
 from autoq.model.load import load_model
@@ -18,7 +19,8 @@ class SourceModel:
     """A trained model as its file gave it.
 
     ``sha256`` and ``size_bytes`` cover the file and its external data. ``graph`` is the prepared model, ``opset`` its
-    opset, ``notes`` what preparing it could not do.
+    opset, ``notes`` what preparing it could not do. ``identity`` names what ``graph`` computes with: the file, and what
+    was done to its weights.
     """
 
     path: Path
@@ -28,22 +30,29 @@ class SourceModel:
     layers: tuple[Layer, ...]
     opset: int
     notes: tuple[str, ...]
+    identity: str
 
 
-def read_model(path: Path) -> SourceModel:
-    """The model of an ONNX file. Raises :class:`autoq.errors.ModelError`."""
+def read_model(path: Path, *, equalized: bool = False) -> SourceModel:
+    """The model of an ONNX file, perhaps equalized across its layers. Raises :class:`autoq.errors.ModelError`."""
     loaded = load_model(path)
     prepared = prepare(loaded.model)
     graph = Graph(prepared.model)
     digest = hashlib.sha256()
     for file in loaded.files:
         digest.update(file.read_bytes())
+    layers, notes, identity = read_layers(graph), prepared.notes, digest.hexdigest()
+    if equalized:
+        found = equalize(graph, layers)
+        graph, notes = Graph(found.model), (*notes, str(found))
+        identity = f"{identity}:cross-layer {EQUALIZATION_VERSION}"
     return SourceModel(
         path=path,
         sha256=digest.hexdigest(),
         size_bytes=sum(file.stat().st_size for file in loaded.files),
         graph=graph,
-        layers=read_layers(graph),
+        layers=layers,
         opset=prepared.opset,
-        notes=prepared.notes,
+        notes=notes,
+        identity=identity,
     )

@@ -46,7 +46,7 @@ def lay_groundwork(
     """
     specs = activation_specs(found)
     tensors = Placer(formed(model.graph, forms), model.layers).tensors_to_calibrate()
-    bank = Bank(model.graph, calibration_id=f"{model.sha256}:{calibration.fingerprint}", cache_dir=cache_dir)
+    bank = Bank(model.graph, calibration_id=f"{model.identity}:{calibration.fingerprint}", cache_dir=cache_dir)
     missing = bank.read_cache(weight_specs(found))
     corrections = Corrections(bank)
     uncorrected = corrections.read_cache(corrected_specs(found))

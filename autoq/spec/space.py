@@ -21,6 +21,9 @@ from autoq.spec.document import read_mapping
 from autoq.spec.resources import find_named
 from autoq.spec.schemes import nearest_scheme, parse_schemes
 
+Equalization = Literal["none", "cross-layer"]
+"""What is done to a model before its weights are quantized; see :mod:`autoq.model.equalize`."""
+
 Texts = Annotated[tuple[Text, ...], AsTuple, Field(min_length=1, examples=["[float32, w8a8@minmax]"])]
 
 
@@ -37,6 +40,7 @@ class _SpaceFields(Fields):
     schemes: Texts
     rules: Annotated[tuple[_RuleFields, ...], AsTuple] = ()
     seeds: Texts | None = None
+    equalization: Equalization = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +61,17 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """The schemes of every layer, and ``seeds``: those whose uniform policies are evaluated first."""
+    """The schemes of every layer, and ``seeds``: those whose uniform policies are evaluated first.
+
+    ``equalization`` concerns the model as a whole, all candidates alike.
+    """
 
     name: str
     description: str
     schemes: tuple[Scheme, ...]
     rules: tuple[Rule, ...]
     seeds: tuple[Scheme, ...]
+    equalization: Equalization = "none"
 
     def schemes_for(self, layer: str, op_type: str) -> tuple[Scheme, ...]:
         """What the layer may become: the schemes of the first rule that applies, else the space's."""
@@ -81,7 +89,9 @@ class Space:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, as JSON can hold it; the space's identity. The name and description do not change what it is."""
-        return {
+        # Not named where there is none, so that runs from before it go on.
+        equalization = {} if self.equalization == "none" else {"equalization": self.equalization}
+        return equalization | {
             "schemes": [str(scheme) for scheme in self.schemes],
             "rules": [
                 {"match": rule.match, "op": list(rule.op), "schemes": [str(scheme) for scheme in rule.schemes]}
@@ -128,5 +138,10 @@ def load_space(name_or_path: str | Path, base_dir: str | Path) -> Space:
     if problems:
         raise JobError("\n".join(problems))
     return Space(
-        name=fields.name, description=fields.description.strip(), schemes=schemes, rules=tuple(rules), seeds=seeds
+        name=fields.name,
+        description=fields.description.strip(),
+        schemes=schemes,
+        rules=tuple(rules),
+        seeds=seeds,
+        equalization=fields.equalization,
     )

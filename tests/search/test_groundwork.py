@@ -96,6 +96,25 @@ def test_corrections_are_found_again_too(tmp_path: Path) -> None:
     assert other == ["calibrating on 40 rows"], "the integers saw no data, the corrections did"
 
 
+def test_an_equalized_model_has_entries_of_its_own(tmp_path: Path) -> None:
+    """The file is the same, and so is float32; what is searched has other weights, in the cache too."""
+    model, data, cache = source(tmp_path), split(40), tmp_path / "cache"
+    equalized = read_model(model.path, equalized=True)
+    assert (equalized.sha256, equalized.layers) == (model.sha256, model.layers)
+    assert equalized.identity != model.identity == model.sha256
+    assert any("equalization rescaled 1 tensor" in note for note in equalized.notes)
+    schemes = ("float32", "w4-tensor", "w4-tensor-gptq", "w4-tensor-bc")
+    laid(model, data, cache, schemes)
+    lowering, steps = laid(equalized, data, cache, schemes)
+    assert steps == ["calibrating on 40 rows", "quantizing weights: 6 entries for the bank"], (
+        "each reads or writes what was rescaled"
+    )
+    (exact,) = run(model.graph.model, data.inputs).values()
+    policy = Policy.uniform([layer.name for layer in model.layers], Scheme.parse("float32"))
+    (found,) = run(lowering.build(policy), data.inputs).values()
+    assert distance(found, exact) < 1e-5
+
+
 def test_ranges_are_collected_only_where_wanted(tmp_path: Path) -> None:
     lowering, steps = laid(source(tmp_path), split(40), schemes=("float32", "w8"))
     assert (len(lowering.affines), steps) == (0, ["quantizing weights: 3 entries for the bank"])

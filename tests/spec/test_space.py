@@ -82,6 +82,16 @@ def test_an_own_space_by_path_and_its_seeds(tmp_path: Path) -> None:
     assert by_relative.to_dict()["seeds"] == ["w8a8@mse"]
 
 
+def test_equalization_is_part_of_the_identity_where_there_is_one(tmp_path: Path) -> None:
+    plain = load_space(write(tmp_path, "schemes: [float32, w8]\nequalization: none\n"), tmp_path)
+    equalized = load_space(write(tmp_path, "schemes: [float32, w8]\nequalization: cross-layer\n"), tmp_path)
+    assert (plain.equalization, equalized.equalization) == ("none", "cross-layer")
+    assert "equalization" not in plain.to_dict(), "runs from before it go on"
+    assert equalized.to_dict() == plain.to_dict() | {"equalization": "cross-layer"}
+    with pytest.raises(JobError, match="equalization"):
+        load_space(write(tmp_path, "schemes: [w8]\nequalization: cross\n"), tmp_path)
+
+
 def test_float32_is_not_added_by_itself(tmp_path: Path) -> None:
     space = load_space(write(tmp_path, "schemes: [w8]\n"), tmp_path)
     assert texts(space.schemes) == texts(space.seeds) == ["w8"]
