@@ -20,7 +20,7 @@ from autoq.core.objectives import Direction, Values
 from autoq.core.policy import Policy
 from autoq.core.result import FormGain, Front, FrontPoint, Latency, MetricPair, Trial
 from autoq.core.scheme import FLOAT32
-from autoq.errors import AutoqError, MetricError, ProfileError, RunError, TrialError
+from autoq.errors import AutoqError, DataError, MetricError, ProfileError, RunError, TrialError
 from autoq.model.bank import BANK_VERSION, default_cache_dir
 from autoq.model.calibrate import output_shapes
 from autoq.model.corrections import CORRECTION_VERSION
@@ -92,7 +92,8 @@ class Outcome:
 class Setting:
     """All that a search reads, checked before anything dear begins. ``model`` has its layers' MACs filled in.
 
-    ``forms`` are the forms of the graph that candidates are written in: none until :func:`choose_forms`.
+    ``padding_mask`` is the input that says what calibration leaves out. ``forms`` are the forms of the graph that
+    candidates are written in: none until :func:`choose_forms`.
     """
 
     job: Job
@@ -105,6 +106,7 @@ class Setting:
     search: Split
     final: Split
     candidates: tuple[Candidates, ...]
+    padding_mask: str | None = None
     forms: tuple[str, ...] = ()
     form_figures: tuple[FormFigure, ...] = ()
 
@@ -184,6 +186,7 @@ def read_setting(job: Job, *, force: bool = False, warn: Callable[[str], None] =
         calibration=load_split(job, "calibration", specs),
         search=search,
         final=final,
+        padding_mask=_padding_mask(job, specs),
     )
 
 
@@ -209,6 +212,7 @@ def _search(
         setting.calibration,
         setting.inputs,
         cache_dir=default_cache_dir(),
+        padding_mask=setting.padding_mask,
         accuracy_level=setting.profile.lowering.accuracy_level,
         forms=setting.forms,
         step=events.step,
@@ -313,6 +317,20 @@ def _check_machine(profile: Profile, force: bool, warn: Callable[[str], None]) -
         warn(f"measured on a machine that profile {profile.name!r} does not describe: {'; '.join(problems)}")
 
 
+def _padding_mask(job: Job, inputs: Sequence[InputSpec]) -> str | None:
+    """The input that is 0 at padded positions: the one that the job names, or ``attention_mask``."""
+    wanted = job.data.padding_mask
+    if wanted == "none":
+        return None
+    names = [spec.name for spec in inputs if len(spec.shape) == 2]
+    if wanted is not None and wanted not in names:
+        raise DataError(
+            f"data.padding_mask: {wanted!r} is no input of the model with two dimensions (rows, positions); such are: "
+            f"{', '.join(names) or 'none'}"
+        )
+    return wanted or ("attention_mask" if "attention_mask" in names else None)
+
+
 def _input_specs(job: Job) -> tuple[InputSpec, ...]:
     try:
         return input_specs(open_session(job.model_path))
@@ -367,6 +385,7 @@ def _record(folder: RunFolder, setting: Setting, recorded: Mapping[str, Any]) ->
         "sampler": job.search.sampler,
         "seed": job.seed,
         **({"forms": list(setting.forms)} if setting.forms else {}),
+        **({"padding mask": setting.padding_mask} if setting.padding_mask else {}),
     }
     if recorded:
         # Runs from before it was part of the identity have it in their job alone.
@@ -521,6 +540,7 @@ def _prediction(setting: Setting, lowering: Lowering, events: Events) -> Sensiti
             setting.calibration.fingerprint,
             BANK_VERSION,
             CORRECTION_VERSION,
+            setting.padding_mask,
             lowering.accuracy_level,
         ],
         lambda: measure(found, lowering.build, inputs, batch=PROBE_ROWS, workers=os.cpu_count() or 1),

@@ -18,8 +18,9 @@ from autoq.core.identity import sha256_hex
 from autoq.core.objectives import constraint_violations, point_values
 from autoq.core.result import Trial
 from autoq.errors import AutoqError, ProfileError
-from autoq.pipeline import Events, read_setting, run_search
+from autoq.pipeline import Events, _padding_mask, read_setting, run_search
 from autoq.record.front import read_front
+from autoq.runtime.base import InputSpec
 from autoq.search.store import TrialLog
 from autoq.spec.job import load_job
 from tests.small_job import LAYERS, QUIET_SEARCH, dump_job, job_values, shared_run, tracking_uri, write_job
@@ -275,3 +276,22 @@ def test_a_profile_of_another_machine_needs_force(job: Path, uri: str) -> None:
     warnings: list[str] = []
     read_setting(found, force=True, warn=warnings.append)
     assert len(warnings) == 1 and "does not describe" in warnings[0]
+
+
+def test_the_input_that_marks_padding(tmp_path: Path) -> None:
+    """``attention_mask`` where there is one, the input that the job names, or none; a wrong name is an error."""
+    write_job(tmp_path)
+    values = job_values()
+
+    def masked(name: str | None, *names: str) -> str | None:
+        data = values["data"] | ({} if name is None else {"padding_mask": name})
+        job = load_job(values | {"data": data}, tmp_path)
+        specs = [InputSpec(name=each, dtype=np.dtype("int64"), shape=(None, None)) for each in names]
+        return _padding_mask(job, [*specs, InputSpec(name="image", dtype=np.dtype("f4"), shape=(None, 3, 8, 8))])
+
+    assert masked(None, "input_ids", "attention_mask") == "attention_mask"
+    assert masked("none", "input_ids", "attention_mask") is None
+    assert masked("mask", "input_ids", "mask") == "mask"
+    assert masked(None, "input_ids", "mask") is None
+    with pytest.raises(AutoqError, match=r"data\.padding_mask: 'image' is no input.*such are: input_ids"):
+        masked("image", "input_ids")

@@ -56,6 +56,7 @@ def calibrate(
     moment_layers: Sequence[Layer] = (),
     mean_layers: Sequence[Layer] = (),
     moment_rows: int = 256,
+    padding_mask: str | None = None,
     threads: int = 1,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> Calibration:
@@ -67,7 +68,7 @@ def calibrate(
     ``on_batch`` is told the rows done so far. Raises :class:`DataError` when an activation is NaN or infinite.
     """
     layer_inputs = [layer.input for layer in (*moment_layers, *mean_layers)]
-    runner = _Runner(graph, [*tensors, *layer_inputs], threads=threads)
+    runner = _Runner(graph, [*tensors, *layer_inputs], padding_mask=padding_mask, threads=threads)
     statistics = {name: TensorStatistics.empty() for name in tensors}
     floors = {name: floor for name in tensors if (floor := least_that_counts(graph, name)) is not None}
     moments = {layer.name: SecondMoment.of_layer(layer, graph) for layer in moment_layers}
@@ -140,7 +141,8 @@ def with_outputs(graph: Graph, tensors: Sequence[str]) -> bytes:
 class _Runner:
     """Runs the float model for the values of ``names``, on part of a batch's rows at a time."""
 
-    def __init__(self, graph: Graph, names: Sequence[str], *, threads: int) -> None:
+    def __init__(self, graph: Graph, names: Sequence[str], *, padding_mask: str | None, threads: int) -> None:
+        self._padding_mask = padding_mask
         self._names = [name for name in dict.fromkeys(names) if name not in graph.inputs]
         self._session = open_session(with_outputs(graph, self._names), threads=threads) if self._names else None
         inputs = self._session.get_inputs() if self._session else ()
@@ -159,7 +161,30 @@ class _Runner:
                 taken = sum(values.nbytes for values in found.values())
                 self._size = max(1, ACTIVATION_BYTES * _rows(part) // max(taken, 1))
             start += size
-            yield {**part, **found}
+            yield self._kept({**part, **found})
+
+    def _kept(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self._padding_mask is None:
+            return values
+        mask = np.asarray(values[self._padding_mask]) != 0
+        return {name: without_padding(array, mask) for name, array in values.items()}
+
+
+def without_padding(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """``values`` at the positions where ``mask`` ``[rows, positions]`` is true, ``[kept, ...]``.
+
+    They are told by their shape: ``[rows, positions, K]``, the same as rows of a matrix, or ``[rows, heads, positions,
+    K]``. Any other tensor comes back as it is, as do all where nothing would be left.
+    """
+    if not mask.any():
+        return values
+    if values.ndim == 3 and values.shape[:2] == mask.shape:
+        return np.asarray(values[mask])
+    if values.ndim == 4 and (values.shape[0], values.shape[2]) == mask.shape:
+        return np.asarray(values.swapaxes(1, 2)[mask])
+    if values.ndim == 2 and len(values) == mask.size:
+        return np.asarray(values[mask.reshape(-1)])
+    return values
 
 
 def _rows(batch: Batch) -> int:

@@ -81,7 +81,7 @@ def probe_forms(
     identity = {
         "version": VERSION,
         "forms": FORM_NAMES,
-        "model": model.sha256,
+        "model": model.identity,
         "policy": policy.to_text(),
         "shapes": {name: list(array.shape) for name, array in feeds.items()},
         "runtime": [runtime, dict(runtime_options), threads],

@@ -33,6 +33,7 @@ def lay_groundwork(
     inputs: Sequence[InputSpec],
     *,
     cache_dir: Path | None,
+    padding_mask: str | None = None,
     accuracy_level: int = 4,
     forms: tuple[str, ...] = (),
     step: Callable[[str], None] = lambda text: None,
@@ -46,7 +47,9 @@ def lay_groundwork(
     """
     specs = activation_specs(found)
     tensors = Placer(formed(model.graph, forms), model.layers).tensors_to_calibrate()
-    bank = Bank(model.graph, calibration_id=f"{model.identity}:{calibration.fingerprint}", cache_dir=cache_dir)
+    masked = f":without padding of {padding_mask}" if padding_mask else ""
+    calibration_id = f"{model.identity}:{calibration.fingerprint}{masked}"
+    bank = Bank(model.graph, calibration_id=calibration_id, cache_dir=cache_dir)
     missing = bank.read_cache(weight_specs(found))
     corrections = Corrections(bank)
     uncorrected = corrections.read_cache(corrected_specs(found))
@@ -65,6 +68,7 @@ def lay_groundwork(
             tensors=tensors if specs else (),
             moment_layers=list(rounded.values()),
             mean_layers=list(averaged.values()),
+            padding_mask=padding_mask,
             threads=threads,
         )
         moments, sample_means, means = statistics.moments, statistics.sample_means, statistics.means

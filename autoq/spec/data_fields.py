@@ -131,7 +131,8 @@ class Data(Fields):
     """All splits share ``inputs``, ``target`` and ``group`` (rows that stay together).
 
     ``inputs`` ``None`` maps each model input to the array of its name. ``batch`` is the number of rows fed at once
-    when the metric is scored.
+    when the metric is scored. ``padding_mask`` names the model input that is 0 at padded positions, which calibration
+    leaves out; ``none`` counts them all, and ``None`` is ``attention_mask`` where the model has it.
     """
 
     calibration: Source = Field(examples=["{path: train.npz, limit: 512}"])
@@ -142,6 +143,7 @@ class Data(Fields):
     group: Count = 1
     batch: Count = 100
     overlap: bool = False
+    padding_mask: Text | None = None
 
     def split(self, which: SplitName) -> Source:
         """The split of that name."""

@@ -11,7 +11,7 @@ from onnx import TensorProto
 from autoq.core.scheme import ActivationSpec, Calibration
 from autoq.errors import DataError
 from autoq.model import calibrate as module
-from autoq.model.calibrate import affine_table, calibrate, output_shapes, with_outputs
+from autoq.model.calibrate import affine_table, calibrate, output_shapes, with_outputs, without_padding
 from autoq.model.graph import Graph
 from autoq.model.layers import read_layers, with_macs
 from autoq.numerics.affine import activation_affine
@@ -152,3 +152,48 @@ def test_output_shapes_and_macs() -> None:
     assert [shapes[layer.output] for layer in layers] == [(1, 4, 6, 6), (1, 2, 6, 6)]
     # 36 positions, 9 pixels, inputs times outputs
     assert [layer.macs for layer in with_macs(layers, shapes)] == [36 * 9 * 3 * 4, 36 * 9 * 4 * 2]
+
+
+def test_padding_is_told_by_shape() -> None:
+    rng, mask = np.random.default_rng(0), np.array([[1, 1, 0], [1, 0, 0]]) != 0
+    tokens = rng.standard_normal((2, 3, 5))
+    kept = np.stack([tokens[0, 0], tokens[0, 1], tokens[1, 0]])
+    np.testing.assert_array_equal(without_padding(tokens, mask), kept)
+    np.testing.assert_array_equal(without_padding(tokens.reshape(6, 5), mask), kept)
+    heads = rng.standard_normal((2, 4, 3, 5))
+    expected = np.stack([heads[0, :, 0], heads[0, :, 1], heads[1, :, 0]])
+    np.testing.assert_array_equal(without_padding(heads, mask), expected)
+    for other in (rng.standard_normal((2, 5)), rng.standard_normal((2, 4, 5)), np.zeros(())):
+        assert without_padding(other, mask) is other
+    assert without_padding(tokens, np.zeros((2, 3), bool)) is tokens, "all padding: better than nothing"
+
+
+def test_statistics_leave_padding_out() -> None:
+    """What stands at padded positions, however large, changes nothing."""
+    net = Net()
+    x, mask = net.input("rows", 3, 4), net.input("rows", 3, name="attention_mask", kind=TensorProto.INT64)
+    y = net.add("MatMul", x, net.weight(4, 5))
+    gate = net.add("Unsqueeze", net.add("Cast", mask, to=TensorProto.FLOAT), net.ints(-1))
+    graph = Graph(net.model(net.add("Mul", y, gate)))
+    (layer,) = read_layers(graph)
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((6, 3, 4)).astype(np.float32)
+    keep = np.array([[1, 1, 0]] * 3 + [[1, 0, 0]] * 3, np.int64)
+    noisy = np.where(keep[..., None] != 0, values, np.float32(1e3))
+    found = [
+        calibrate(
+            graph,
+            [{"x": data, "attention_mask": keep}],
+            tensors=["x"],
+            moment_layers=[layer],
+            mean_layers=[layer],
+            padding_mask="attention_mask",
+        )
+        for data in (values, noisy)
+    ]
+    rows = values[keep != 0].astype(np.float64)
+    for each in found:
+        assert each.statistics["x"].histogram.count == rows.size
+        assert each.statistics["x"].histogram.max == rows.max()
+        np.testing.assert_allclose(each.means[layer.name][0], rows.mean(axis=0), rtol=1e-5)
+        np.testing.assert_allclose(each.moments[layer.name][0], rows.T @ rows / len(rows), rtol=1e-5)
