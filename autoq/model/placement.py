@@ -7,8 +7,9 @@ The rules, in the order in which they apply:
    time are none of these: to their neighbours, such a layer is one that reads and writes floats.
 2. A Conv with 8-bit activations has its output quantized (after a Relu or Clip that the quantization absorbs), since
    the runtime's integer convolution writes integers. MatMul and Gemm have kernels that write floats.
-3. An integer operator (Add, Mul, Concat, pools) whose output is quantized and whose inputs all come from integers has
-   its inputs quantized too, so that it runs on integers, and so on up the graph.
+3. An integer operator (Add, Mul, Concat, pools) whose output is quantized and whose inputs come from integers has its
+   inputs quantized too, so that it runs on integers, and so on up the graph. An Add, Mul or Concat may have inputs from
+   float as well, if they are small beside the rest: a gate, or part of a Concat.
 
 A policy is first made *canonical*: what the graph forces to be equal is made equal, so that the policy in every record
 is the one that really runs.
@@ -17,8 +18,9 @@ is the one that really runs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
+from math import prod
 
 import onnx
 
@@ -126,16 +128,35 @@ class Placer:
         on_integers = set(specs)  # roots that are quantized, or could be, since an integer operator writes them
         operators = [node for node in self._operators if not (signed and node.op_type in UNSIGNED)]
         for node in operators:
-            if all(root in on_integers for root in self._input_roots(node)):
+            if self._pays(node, on_integers):
                 on_integers.add(self.stored(node, signed=signed))
         pulled = []
         for node in reversed(operators):  # readers before what they read
-            spec, roots = specs.get(self.stored(node, signed=signed)), self._input_roots(node)
-            if spec is not None and all(root in on_integers for root in roots):
+            spec = specs.get(self.stored(node, signed=signed))
+            if spec is not None and self._pays(node, on_integers):
                 pulled.append(node)
-                for root in roots:
+                for root in self._input_roots(node):
                     specs.setdefault(root, spec)
         return pulled
+
+    def _pays(self, node: onnx.NodeProto, on_integers: Set[str]) -> bool:
+        """Whether ``node`` is to run on integers: in float, what comes from integers and its output would need pairs.
+
+        On integers it is what comes from float that needs one; that must be less than half of it, for it also costs
+        precision.
+        """
+        roots = self._input_roots(node)
+        floats = [root for root in roots if root not in on_integers]
+        if not floats or len(floats) == len(roots) or node.op_type not in ("Add", "Concat", "Mul"):
+            return not floats
+        needed = [self._elements(name) for name in floats]
+        spared = [self._elements(name) for name in (*(set(roots) - set(floats)), node.output[0])]
+        return None not in (*needed, *spared) and 2 * sum(filter(None, needed)) < sum(filter(None, spared))
+
+    def _elements(self, tensor: str) -> int | None:
+        """Elements of a tensor, for comparison: an open dimension counts as 32."""
+        shape = self.graph.shapes.get(tensor)
+        return None if shape is None else prod(32 if size is None else size for size in shape)
 
     def _input_roots(self, node: onnx.NodeProto) -> list[str]:
         constants = self.graph.initializers  # bounds of a Clip; other operators with a constant are not integer ones

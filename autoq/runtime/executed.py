@@ -90,7 +90,7 @@ def executed_kernels(model: Path, layers: Sequence[LayerNames]) -> list[Executed
 
 
 def _executed(names: LayerNames, kernels: Iterable[onnx.NodeProto], producers: dict[str, onnx.NodeProto]) -> Executed:
-    node = next((kernel for kernel in kernels if _is_of(kernel, names)), None)
+    node = next((kernel for kernel in kernels if is_of(kernel, names)), None)
     if node is None:
         return Executed(layer=names.layer, kernel="", precision="")
     return Executed(
@@ -101,7 +101,8 @@ def _executed(names: LayerNames, kernels: Iterable[onnx.NodeProto], producers: d
     )
 
 
-def _is_of(kernel: onnx.NodeProto, names: LayerNames) -> bool:
+def is_of(kernel: onnx.NodeProto, names: LayerNames) -> bool:
+    """Whether ``kernel``, a node of an optimized graph, runs the layer ``names``."""
     # Fusions rename nodes: "X_token_3", "X_nchwc", "fused X", "X/MatMulScaleFusion/". A blocked layout is named after
     # the tensor the layer writes.
     stems = {names.node, *names.outputs}
