@@ -10,6 +10,8 @@ The rules, in the order in which they apply:
 3. An integer operator (Add, Mul, Concat, pools) whose output is quantized and whose inputs come from integers has its
    inputs quantized too, so that it runs on integers, and so on up the graph. An Add, Mul or Concat may have inputs from
    float as well, if they are small beside the rest: a gate, or part of a Concat.
+4. A GlobalAveragePool of integers has its output quantized, whoever reads it: that costs less than to leave the integers
+   with the whole image.
 
 A policy is first made *canonical*: what the graph forces to be equal is made equal, so that the policy in every record
 is the one that really runs.
@@ -101,8 +103,8 @@ class Placer:
             if layer.op_type == "Conv":
                 stored = self.stored(self.graph.nodes[layer.node], signed=signed)
                 specs.setdefault(stored, _activation(policy, layer))
-        operators = self._pull_in_operators(specs, signed=signed)
-        kernels = [*(self.graph.nodes[layer.node] for layer in active), *operators]
+        layers = [self.graph.nodes[layer.node] for layer in active]
+        kernels = [*layers, *self._pull_in_operators(specs, layers, signed=signed)]
         return Placement(
             quantized={name: specs[name] for name in self._tensors if name in specs},
             integer_made=frozenset(specs.keys() & {self.stored(node, signed=signed) for node in kernels}),
@@ -123,8 +125,13 @@ class Placer:
             found |= self.place(policy).quantized.keys()
         return tuple(name for name in self._tensors if name in found)
 
-    def _pull_in_operators(self, specs: dict[str, ActivationSpec], *, signed: bool) -> list[onnx.NodeProto]:
-        """Adds the inputs of integer operators to ``specs``; gives back the operators that run on integers."""
+    def _pull_in_operators(
+        self, specs: dict[str, ActivationSpec], layers: list[onnx.NodeProto], *, signed: bool
+    ) -> list[onnx.NodeProto]:
+        """Adds the inputs of integer operators to ``specs``; gives back the operators that run on integers.
+
+        ``layers`` are the nodes of the layers with 8-bit activations.
+        """
         on_integers = set(specs)  # roots that are quantized, or could be, since an integer operator writes them
         operators = [node for node in self._operators if not (signed and node.op_type in UNSIGNED)]
         for node in operators:
@@ -137,6 +144,12 @@ class Placer:
                 pulled.append(node)
                 for root in self._input_roots(node):
                     specs.setdefault(root, spec)
+        made = {self.stored(node, signed=signed) for node in (*layers, *pulled)}
+        for node in operators:
+            root, target = self.root(node.input[0]), self.stored(node, signed=signed)
+            if node.op_type == "GlobalAveragePool" and root in specs and root in made and target not in specs:
+                specs[target] = specs[root]
+                pulled.append(node)
         return pulled
 
     def _pays(self, node: onnx.NodeProto, on_integers: Set[str]) -> bool:

@@ -151,8 +151,9 @@ class _Audit:
                 found.setdefault(self._of(node, maker))
             elif node.op_type == "DequantizeLinear":
                 if node.input[0] in self.constants:
+                    reason = "signed" if self.signed else DEFECT
                     found.setdefault(
-                        Left(op_type=node.op_type, tensor=node.input[0], beside="a constant", reason=DEFECT)
+                        Left(op_type=node.op_type, tensor=node.input[0], beside="a constant", reason=reason)
                     )
                     continue
                 if node.output[0] in self.outputs:
@@ -195,8 +196,9 @@ class _Audit:
             bias = kind == "MatMulIntegerToFloat" and len(node.input) > 6 and node.input[6]
             return DEFECT if alone and not bias else "product"
         if kind in _LAYERS:
-            if node.input[1] not in self.constants:
-                return "kept" if node.input[1] in self.producer else "no kernel"
+            maker = self.producer.get(node.input[1])
+            if maker is not None and not (maker.op_type == "DequantizeLinear" and maker.input[0] in self.constants):
+                return "kept"  # a product of two activations
             return DEFECT if any(is_of(node, names) for names in self.layers) else "policy"
         if kind in _KEPT:
             return "kept"
@@ -214,7 +216,7 @@ class _Audit:
             maker = self.producer.get(name)
             floats = maker is None or maker.op_type in _PRODUCTS or reasons[id(maker)] not in (DEFECT, "pair")
             if floats:
-                return "float operand"
+                return reasons[id(maker)] if maker is not None and node.op_type in _MOVES else "float operand"
         if node.op_type in _WRITE_FLOATS:
             return DEFECT
         for name in filter(None, node.output):

@@ -124,8 +124,8 @@ def test_float_layers_give_a_reason_and_small_gates_join_the_integers() -> None:
     first, inner, gate, last = (layer.name for layer in subject.layers)
     left = audited(subject, {first: U8, inner: "w8", gate: "w8", last: U8})
     assert {(one.op_type, one.beside, one.reason) for one in left if one.beside != "model"} == {
-        ("DequantizeLinear", "Sum", "policy"),
-        ("QuantizeLinear", "HardSigmoid", "float operand"),
+        ("DequantizeLinear", "Conv", "policy"),
+        ("QuantizeLinear", "ReorderOutput", "policy"),
     }
 
 
