@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import onnx
 from onnx import TensorProto
 
+from autoq.model.compact import compact
 from autoq.model.graph import Graph
 from autoq.model.prepare import INT2_IR_VERSION, INT2_OPSET, raise_opset
 from autoq.model.products import OWN_DOMAIN
@@ -28,14 +29,14 @@ def assemble(graph: Graph, nodes: Sequence[onnx.NodeProto], constants: Mapping[s
     model.graph.input.extend(value for value in source.graph.input if value.name not in graph.initializers)
     model.graph.output.extend(source.graph.output)
     needed = live(graph, nodes)
+    used = {name for node in needed for name in node.input} | graph.captured | graph.outputs
+    needed, own = compact(needed, {name: tensor for name, tensor in constants.items() if name in used})
     model.graph.node.extend(needed)
     if any(node.domain == OWN_DOMAIN for node in needed) and all(e.domain != OWN_DOMAIN for e in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid(OWN_DOMAIN, 1))
-    used = {name for node in needed for name in node.input} | graph.captured | graph.outputs
-    own = [tensor for name, tensor in constants.items() if name in used]
-    model.graph.initializer.extend(own)
+    model.graph.initializer.extend(own.values())
     model.graph.initializer.extend(tensor for name, tensor in graph.initializers.items() if name in used)
-    if any(tensor.data_type in (TensorProto.INT2, TensorProto.UINT2) for tensor in own):
+    if any(tensor.data_type in (TensorProto.INT2, TensorProto.UINT2) for tensor in own.values()):
         raise_opset(model, INT2_OPSET, INT2_IR_VERSION)
     return model.SerializeToString(deterministic=True)
 

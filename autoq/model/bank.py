@@ -23,11 +23,12 @@ from autoq.errors import ModelError
 from autoq.model.cache import write_aside
 from autoq.model.graph import Graph
 from autoq.model.moments import sees_data
+from autoq.numerics.affine import half
 from autoq.numerics.blocks import blocks_of
 from autoq.numerics.correction import centered
 from autoq.numerics.weights import QuantizedWeight, quantize_weight
 
-BANK_VERSION = 2
+BANK_VERSION = 3
 """Part of every address: raise it when an algorithm changes what it computes."""
 
 Wanted = Sequence[tuple[Layer, WeightSpec]]
@@ -86,7 +87,8 @@ class Bank:
         with ThreadPoolExecutor(threads) as pool:
             # NumPy releases the interpreter lock in the linear algebra, where the time goes.
             results = pool.map(lambda pair: self._quantize(pair[0], pair[1], moments, means), own)
-            for done, ((layer, spec), entry) in enumerate(zip(own, results, strict=True), start=1):
+            for done, ((layer, spec), exact) in enumerate(zip(own, results, strict=True), start=1):
+                entry = dataclasses.replace(exact, scale=half(exact.scale))  # two bytes a scale on disk
                 self.entries[layer.name, spec] = entry
                 self._write(layer, spec, entry)
                 on_entry(done)

@@ -33,6 +33,8 @@ class Graph:
 
     def __post_init__(self) -> None:
         graph = self.model.graph
+        for number, node in enumerate(graph.node):
+            node.name = node.name or f"::{number}"  # what lowering adds to a candidate has no name
         self.nodes = {node.name: node for node in graph.node}
         if len(self.nodes) != len(graph.node):
             raise ModelError("two nodes of the prepared model share a name")

@@ -39,6 +39,7 @@ from autoq.model.operators import is_carry
 from autoq.model.placement import Placement, Placer
 from autoq.model.products import blockwise_look_up, blockwise_product, dynamic_product, found_range
 from autoq.model.stored import Stored
+from autoq.numerics.affine import half
 from autoq.numerics.weights import QuantizedWeight
 
 Affine = tuple[np.float32, int]
@@ -270,19 +271,29 @@ class _Builder:
             return
         if scheme.weight.bits == 16:
             node.input[layer.weight_index] = self.stored.float16(layer, self._constant(layer.weight))
+            self._short_bias(layer, node, None)
             return
         weight = self._banked(layer, scheme)
         shift = self._correction(layer, scheme)
         if scheme.activation is None:
             node.input[layer.weight_index] = self.stored.weight_only(layer, scheme.weight, weight)
-            if shift is not None:
-                _set_input(node, 2, self._shifted(layer.bias or f"{layer.weight}::bias", node.name, shift))
+            self._short_bias(layer, node, shift)
             return
         bias = self._bias(layer, shift)
         input_scale = self._affine(self.root(layer.input), scheme.activation)[0]
         node.input[layer.weight_index], bias_name = self.stored.integer(layer, scheme.weight, weight, bias, input_scale)
         if bias_name is not None:
             _set_input(node, 2, bias_name)
+
+    def _short_bias(self, layer: Layer, node: onnx.NodeProto, shift: np.ndarray | None) -> None:
+        """The bias of a layer with float activations: corrected, and stored as float16 where that is as good."""
+        if shift is not None:
+            _set_input(node, 2, self._shifted(layer.bias or f"{layer.weight}::bias", node.name, shift))
+        elif layer.bias is not None and (value := self.graph.constant(layer.bias)) is not None:
+            short = half(value)
+            if short is not value:
+                self.stored.array(f"{layer.bias}::bc", short)
+                node.input[2] = f"{layer.bias}::bc"
 
     def _correction(self, layer: Layer, scheme: Scheme) -> np.ndarray | None:
         """What to add to the bias that the layer itself reads; an Add behind it gets its share when its turn comes."""
@@ -303,7 +314,7 @@ class _Builder:
     def _shifted(self, bias: str, node: str, shift: np.ndarray) -> str:
         """A constant of ``node``'s own: ``bias``, or nothing where there is none yet, and ``shift``."""
         value, name = self.graph.constant(bias), f"{bias}::{node}::bc"
-        self.stored.array(name, shift if value is None else value + shift)
+        self.stored.array(name, half(shift if value is None else value + shift))
         return name
 
     def _at_run_time(self, layer: Layer) -> bool:

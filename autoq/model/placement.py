@@ -10,8 +10,8 @@ The rules, in the order in which they apply:
 3. An integer operator (Add, Mul, Concat, pools) whose output is quantized and whose inputs come from integers has its
    inputs quantized too, so that it runs on integers, and so on up the graph. An Add, Mul or Concat may have inputs from
    float as well, if they are small beside the rest: a gate, or part of a Concat.
-4. A GlobalAveragePool of integers has its output quantized, whoever reads it: that costs less than to leave the integers
-   with the whole image.
+4. A GlobalAveragePool of integers has its output quantized, whoever reads it: that costs less than to leave the
+   integers with the whole image.
 
 A policy is first made *canonical*: what the graph forces to be equal is made equal, so that the policy in every record
 is the one that really runs.

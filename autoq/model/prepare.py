@@ -31,7 +31,9 @@ INT2_OPSET, INT2_IR_VERSION = 25, 13
 keep their meaning, so a graph means the same under the later number."""
 
 # Suffixes of the names that lowering gives; a model that has such names itself came out of autoq.
-_OWN_NAMES = re.compile(r"::(q|dq|raw|in|rows|gate|dyn|sum|scale|s|z|ws|wz|w|t|i8|i32|c|b|bc|f16|f32|[A-Z]\w+)$")
+_OWN_NAMES = re.compile(
+    r"::([0-9a-f]+|q|dq|raw|h|bc|in|rows|gate|dyn|sum|scale|s|z|ws|wz|w|t|i8|i32|c|b|bc|book|f16|f32|[A-Z]\w+)$"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,11 +3,11 @@
 Everything here hangs on constants alone, so it stands at the start of the graph. Every stored tensor's name begins with
 the weight's own, which is how a reader of the file finds it again:
 
-* ``WEIGHT::w``, ``::s``, ``::z``: integers, scales and zero points (``::s::f16``: scales that float16 holds);
+* ``WEIGHT::w``, ``::s``, ``::z``: integers, scales and zero points;
 * ``WEIGHT::book``: the int8 codebook that unsigned ``::w`` are indices into;
 * ``WEIGHT::f16``: float16;
-* ``BIAS::NODE::b``, ``::s``: an int32 bias and its scales; ``BIAS::NODE::bc`` a corrected float one. A layer that had
-  none has one named after its weight.
+* ``BIAS::NODE::b``, ``::s``: a Gemm's int32 bias and its scales, or a Conv's float one; ``BIAS::NODE::bc`` a corrected
+  one, ``BIAS::bc`` a rounded one. A layer that had none has one named after its weight.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from autoq.core.layer import Layer
 from autoq.core.scheme import WeightSpec
-from autoq.numerics.affine import MIN_SCALE
+from autoq.numerics.affine import MIN_SCALE, half
 from autoq.numerics.codebook import grid
 from autoq.numerics.packing import pack_indices, pack_int2, pack_int4, pack_rows
 from autoq.numerics.weights import QuantizedWeight
@@ -82,8 +82,8 @@ class Stored:
     ) -> tuple[str, str | None]:
         """The weight and bias tensors that an integer layer reads.
 
-        ``bias`` is float32 ``[channels]``, or ``None``; it becomes int32 at the product of the input's and the weight's
-        scale, as the integer kernels add it (ONNX, QLinearConv).
+        ``bias`` is float32 ``[channels]``, or ``None``; the integer kernels add it as int32 at the product of the
+        input's and the weight's scale (ONNX, QLinearConv).
         """
         stem = self._stem(layer)
         target = None
@@ -128,7 +128,7 @@ class Stored:
             self.array(f"{stem}::w", pack_rows((rows.astype(np.int16) + half).astype(np.uint8), spec.bits))
             if weight.zero_point is not None:
                 self.array(f"{stem}::z", pack_rows((zeros.astype(np.int16) + half).astype(np.uint8), spec.bits))
-            self._short(f"{stem}::s", weight.scale)
+            self.array(f"{stem}::s", weight.scale)
         return f"{stem}::w", f"{stem}::s", "" if weight.zero_point is None else f"{stem}::z"
 
     def selection(self, weight: str, values: np.ndarray) -> str:
@@ -178,18 +178,11 @@ class Stored:
         self.array(f"{stem}::s", scale)
         return scale
 
-    def _short(self, name: str, values: np.ndarray) -> None:
-        """Stores float32 ``values`` under ``name``: as float16 and a Cast, which folds, where that loses nothing."""
-        with np.errstate(over="ignore"):  # infinity is not what it was, and so is not stored
-            short = values.astype(np.float16)
-        if (short == values).all():
-            self.array(f"{name}::f16", short)
-            self._node("Cast", [f"{name}::f16"], name, to=TensorProto.FLOAT)
-        else:
-            self.array(name, values)
-
     def _bias(self, layer: Layer, weight: QuantizedWeight, bias: np.ndarray, input_scale: np.float32) -> str:
         stem = f"{layer.bias or layer.weight}::{layer.node}"
+        if layer.op_type == "Conv":  # the runtime rounds it, as below, when the session loads
+            self.array(f"{stem}::b", half(bias))
+            return f"{stem}::b"
         scale = (np.float32(input_scale) * weight.scale).astype(np.float32)
         values = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
         self.array(f"{stem}::b", np.clip(values, -_INT32_MAX, _INT32_MAX).astype(np.int32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import subprocess
@@ -18,6 +19,7 @@ from autoq.model import bank as module
 from autoq.model.bank import Bank, default_cache_dir
 from autoq.model.graph import Graph
 from autoq.model.layers import read_layers
+from autoq.numerics.affine import half
 from autoq.numerics.weights import QuantizedWeight, quantize_weight
 from tests.models import Net
 
@@ -80,6 +82,7 @@ def test_entries_are_the_quantized_weights() -> None:
                 hessian=None if spec.rounding == "nearest" else moments[layer.name],
                 groups=layer.groups,
             )
+            expected = dataclasses.replace(expected, scale=half(expected.scale))
             assert equal(bank.entries[layer.name, spec], expected)
 
 

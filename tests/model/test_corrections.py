@@ -82,8 +82,9 @@ def test_the_mean_output_is_float32s(name: str) -> None:
         np.testing.assert_allclose(means(found, name), means(unfused, name), atol=2e-3 * np.abs(exact).max())
         shifts[text] = np.abs(means(found, name) - means(exact, name)).max()
     scale = np.abs(means(exact, name)).max()
-    assert shifts[CORRECTED] < 1e-5 * scale < shifts[PLAIN]
-    assert shifts["w4-gptq-bc"] < 1e-5 * scale
+    # A layer's bias is stored as float16.
+    assert shifts[CORRECTED] < 1e-3 * scale < shifts[PLAIN]
+    assert shifts["w4-gptq-bc"] < 1e-3 * scale
     # What quantizing the inputs shifts is left: a small share of what rounding the weights did.
     assert shifts[INTEGER_CORRECTED] < max(0.15 * shifts[INTEGER], 2e-3 * scale)
 
@@ -146,8 +147,8 @@ def test_a_correction_is_the_same_whatever_the_other_layers_become() -> None:
     for other in (FLOAT32, Scheme.parse(CORRECTED)):
         policy = subject.canonical({subject.layers[0].name: other, last.name: Scheme.parse(CORRECTED)})
         candidate = check(subject.build(policy))
-        (bias,) = (t for t in candidate.graph.initializer if t.name.endswith("::bc") and t.name.startswith(last.bias))
-        biases.append(bias.raw_data)
+        name = next(node for node in candidate.graph.node if node.name == last.node).input[2]
+        biases.append(next(t for t in candidate.graph.initializer if t.name == name).raw_data)
     assert biases[0] == biases[1]
 
 

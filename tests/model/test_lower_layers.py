@@ -19,7 +19,7 @@ import pytest
 from autoq.core.layer import Layer
 from autoq.core.scheme import Scheme
 from autoq.model.graph import attribute
-from autoq.numerics.affine import quantize
+from autoq.numerics.affine import half, quantize
 from tests.models import Lowered, Net, check, distance, lowered, run_optimized
 
 WEIGHT_ONLY = [f"w{bits}{g}{r}" for bits in (8, 4, 2) for g in ("", "-tensor") for r in ("", "-gptq")]
@@ -220,6 +220,8 @@ def meaning(subject: Lowered, layer: Layer, scheme: Scheme) -> tuple[np.ndarray,
     graph = subject.graph
     weight = graph.constant(layer.weight)
     bias = graph.constant(layer.bias) if layer.bias else None
+    if bias is not None and scheme.weight is not None and (scheme.activation is None or layer.op_type == "Conv"):
+        bias = half(bias)
     assert weight is not None
     x = subject.feeds["x"].astype(np.float64)
     node = graph.nodes[layer.node]

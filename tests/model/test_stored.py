@@ -81,8 +81,8 @@ def test_room_for_a_bias_far_larger_than_what_is_added_to_it(op: str, weights: s
     stored = {
         t.name: onnx.numpy_helper.to_array(t) for t in candidate.graph.initializer if t.data_type == TensorProto.INT32
     }
-    (integers,) = stored.values()
-    assert np.abs(integers.astype(np.int64)).max() <= 2**30 + 2**8
+    assert len(stored) == (op == "Gemm"), "the runtime rounds a Conv's when it loads the file"
+    assert all(np.abs(integers.astype(np.int64)).max() <= 2**30 + 2**8 for integers in stored.values())
     (found,) = run_optimized(subject.build(scheme), data)[0].values()
     (exact,) = subject.float32().values()
     assert distance(found, exact) < 0.01

@@ -102,6 +102,12 @@ def tensor_of(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
     return next(tensor for tensor in model.graph.initializer if tensor.name == name)
 
 
+def constant_of(model: onnx.ModelProto, name: str) -> np.ndarray:
+    """A constant that is stored as it is, or as float16 and a Cast."""
+    stored = next((node.input[0] for node in model.graph.node if name in node.output), name)
+    return numpy_helper.to_array(tensor_of(model, stored)).astype(np.float32)
+
+
 def weight_chain(model: onnx.ModelProto, layer: str) -> list[onnx.NodeProto]:
     """The nodes between a layer and its stored weight, the nearest first."""
     made = {name: node for node in model.graph.node for name in node.output}
@@ -312,7 +318,7 @@ def test_float_weights_where_integers_were_asked_for_are_caught(copy: Path) -> N
         chain = weight_chain(model, "fc1")
         stored = chain[-1].input[0]
         values = numpy_helper.to_array(tensor_of(model, stored)).astype(np.float32)
-        scale = numpy_helper.to_array(tensor_of(model, chain[0].input[1])).astype(np.float32)
+        scale = constant_of(model, chain[0].input[1])
         model.graph.initializer.append(numpy_helper.from_array(values * scale, "w3"))
         layer.input[1] = "w3"
         for node in chain:
@@ -328,8 +334,7 @@ def test_weights_that_are_unpacked_at_every_inference_are_caught(copy: Path) -> 
     def unfold(model: onnx.ModelProto) -> None:
         layer = node_of(model, "fc1")
         chain = weight_chain(model, "fc1")
-        scale = tensor_of(model, chain[0].input[1])
-        flat = numpy_helper.to_array(scale).reshape(-1)
+        flat = constant_of(model, chain[0].input[1]).reshape(-1)
         model.graph.initializer.append(numpy_helper.from_array(flat, "w3::flat"))
         stored = tensor_of(model, chain[-1].input[0])
         unpacked = numpy_helper.to_array(stored).astype(np.int8)
