@@ -35,7 +35,7 @@ def has_moment(layer: Layer) -> bool:
 
 def sees_data(layer: Layer, spec: WeightSpec) -> bool:
     """Whether rounding the layer's weights by ``spec`` takes the second moments of its inputs."""
-    return spec.rounding == "gptq" or (spec.rounding == "kmeans" and has_moment(layer))
+    return spec.rounding in ("gptq", "adaround") or (spec.rounding == "kmeans" and has_moment(layer))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

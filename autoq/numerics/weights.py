@@ -10,9 +10,10 @@ import numpy.typing as npt
 
 from autoq.core.scheme import Rounding
 from autoq.numerics import codebook
+from autoq.numerics.adaround import adaround
 from autoq.numerics.affine import MIN_SCALE, dequantize
 from autoq.numerics.blocks import quantize_in_blocks, spread
-from autoq.numerics.gptq import gptq, loss, uniform
+from autoq.numerics.gptq import factorize, gptq, loss, uniform
 from autoq.numerics.packing import pack_int2, pack_int4, unpack_int2, unpack_int4
 from autoq.numerics.scales import WEIGHT_LEVELS, best_scales, nearest
 
@@ -95,15 +96,16 @@ def quantize_weight(
     only with a ``hessian``.
 
     ``hessian`` is the sum (or mean) of x x^T over the layer's inputs, ``[K, K]``, or ``[groups, K, K]`` with the output
-    channels split evenly over the groups; needed by ``rounding="gptq"``, and used to weigh errors by its diagonal
-    otherwise (below 8 bits). GPTQ does not fit a ConvTranspose, whose channels do not share their inputs so.
+    channels split evenly over the groups; needed by ``"gptq"``, ``"adaround"`` and ``"brecq"`` (which rounds as
+    AdaRound does, weights fitted to other inputs), and used to weigh errors by its diagonal otherwise (below 8 bits).
+    They do not fit a ConvTranspose, whose channels do not share their inputs so.
 
     ``block`` gives each channel a scale for that many inputs, and a zero point where not ``symmetric``
     (:func:`autoq.numerics.blocks.quantize_in_blocks`).
 
     Scales minimise the (weighted) squared error; they are positive and normal. A channel of zeros gets scale 1. No
-    channel's loss under ``hessian`` is higher after GPTQ than after rounding to nearest. ``rounding="kmeans"`` (4 or 2
-    bits) finds a codebook of the layer's own, and with a ``hessian`` makes up for errors in it.
+    channel's loss under ``hessian`` is higher after GPTQ than after rounding to nearest, nor, damped, after
+    AdaRound than after GPTQ. ``rounding="kmeans"`` (4 or 2 bits) finds a codebook of the layer's own, and with a ``hessian`` makes up for errors in it.
     Raises ``ValueError``, naming the channel, on a NaN or an infinity, and on arguments that do not fit together.
     """
     if bits not in WEIGHT_LEVELS:
@@ -123,8 +125,8 @@ def quantize_weight(
         )
     shared = axis is None
     moments = None if hessian is None else _checked(hessian, groups, rows.shape)
-    if rounding == "gptq" and moments is None:
-        raise ValueError("rounding 'gptq' needs a hessian: the second moment of the layer's inputs")
+    if rounding in ("gptq", "adaround", "brecq") and moments is None:
+        raise ValueError(f"rounding {rounding!r} needs a hessian: the second moment of the layer's inputs")
     if block is not None:
         if axis is None or groups != 1:
             raise ValueError("blocks divide the inputs of a channel, of a layer without groups")
@@ -154,9 +156,9 @@ def quantize_weight(
         scale = best_scales(unit, importance, bits=bits, shared=shared)
         levels = nearest(unit, scale, bits=bits)
         grid = uniform(*WEIGHT_LEVELS[bits])
-    if rounding == "gptq":
+    if rounding in ("gptq", "adaround", "brecq"):
         assert moments is not None
-        levels, scale = _gptq_rows(unit.astype(np.float64), moments, levels, scale, bits, shared)
+        levels, scale = _gptq_rows(unit.astype(np.float64), moments, levels, scale, bits, shared, rounding != "gptq")
 
     real = scale * peak
     tiny = real < MIN_SCALE
@@ -207,13 +209,22 @@ def _gptq_rows(
     scale: npt.NDArray[np.float64],
     bits: int,
     shared: bool,
+    soft: bool,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """GPTQ's levels and scales, or those given (rounded to nearest) for channels that it does not better."""
+    """GPTQ's levels and scales, or those given (rounded to nearest) for channels that it does not better; with
+    ``soft``, AdaRound's for those that it betters further."""
     groups = len(moments)
     weight = _grouped(unit, groups)
     near, near_scale = _grouped(levels, groups), np.broadcast_to(scale, (len(unit),)).reshape(groups, -1)
     grid = uniform(*WEIGHT_LEVELS[bits])
     found, found_scale = gptq(weight, moments, near_scale, grid=grid, candidates=_GPTQ_CANDIDATES[bits], shared=shared)
+    if soft:
+        factors = factorize(moments)
+        start = factors.ordered(found)
+        better, found_scale = adaround(
+            factors.ordered(weight), factors.damped, found_scale, start, grid=grid, shared=shared
+        )
+        found = factors.restored(better)
     near_loss = loss(weight - near * near_scale[:, None], moments)
     found_loss = loss(weight - found * found_scale[:, None], moments)
     better = found_loss <= near_loss

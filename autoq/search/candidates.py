@@ -119,7 +119,7 @@ def _candidates(
 
 
 def _with_possible_rounding(layer: Layer, scheme: Scheme) -> Scheme:
-    """GPTQ needs the inputs' second moments; layers that have none are rounded to nearest.
+    """GPTQ and AdaRound need the inputs' second moments; layers that have none are rounded to nearest.
 
     The scheme that comes back says so, in its name. Codebooks do with or without.
     """
@@ -161,7 +161,7 @@ def _unbuilt(scheme: Scheme) -> bool:
     weight = scheme.weight
     if weight is None:
         return False
-    return weight.rounding not in ("nearest", "gptq", "kmeans") or weight.smoothing is not None
+    return weight.rounding not in ("nearest", "gptq", "adaround", "kmeans") or weight.smoothing is not None
 
 
 def _model_problem(graph: Graph, layer: Layer, scheme: Scheme, opset: int) -> str | None:
