@@ -105,7 +105,8 @@ def quantize_weight(
 
     Scales minimise the (weighted) squared error; they are positive and normal. A channel of zeros gets scale 1. No
     channel's loss under ``hessian`` is higher after GPTQ than after rounding to nearest, nor, damped, after
-    AdaRound than after GPTQ. ``rounding="kmeans"`` (4 or 2 bits) finds a codebook of the layer's own, and with a ``hessian`` makes up for errors in it.
+    AdaRound than after GPTQ. ``rounding="kmeans"`` (4 or 2 bits) finds a codebook of the layer's own, and with a
+    ``hessian`` makes up for errors in it.
     Raises ``ValueError``, naming the channel, on a NaN or an infinity, and on arguments that do not fit together.
     """
     if bits not in WEIGHT_LEVELS:
@@ -221,10 +222,10 @@ def _gptq_rows(
     if soft:
         factors = factorize(moments)
         start = factors.ordered(found)
-        better, found_scale = adaround(
+        improved, found_scale = adaround(
             factors.ordered(weight), factors.damped, found_scale, start, grid=grid, shared=shared
         )
-        found = factors.restored(better)
+        found = factors.restored(improved)
     near_loss = loss(weight - near * near_scale[:, None], moments)
     found_loss = loss(weight - found * found_scale[:, None], moments)
     better = found_loss <= near_loss
