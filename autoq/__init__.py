@@ -19,22 +19,22 @@ TYPE_CHECKING = False  # as `typing` has it
 __import__("autoq.search")
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from typing import Any
 
     from autoq.core.result import Trial
-    from autoq.result import SearchResult
+    from autoq.result import SearchResult, SensitivityResult
 
 __version__ = "0.1.0"
-__all__ = ["AutoqError", "SearchResult", "load", "search"]
+__all__ = ["AutoqError", "SearchResult", "SensitivityResult", "load", "search", "sensitivity"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "SearchResult":
-        from autoq.result import SearchResult
+    if name in ("SearchResult", "SensitivityResult"):
+        import autoq.result
 
-        return SearchResult
+        return getattr(autoq.result, name)
     raise AttributeError(f"module 'autoq' has no attribute {name!r}")
 
 
@@ -87,6 +87,38 @@ def search(
         events=events,
     )
     return SearchResult(outcome.front, outcome.trials, outcome.path)
+
+
+def sensitivity(
+    job: str | Path | Mapping[str, Any],
+    *,
+    rows: int = 256,
+    layers: Sequence[str] = (),
+    schemes: Sequence[str] = (),
+    out: str | Path | None = None,
+    force: bool = False,
+    base_dir: str | Path | None = None,
+    on_step: Callable[[str], None] = lambda text: None,
+    on_probe: Callable[[int, int], None] = lambda done, total: None,
+    on_warning: Callable[[str], None] | None = None,
+) -> SensitivityResult:
+    """The loss that each layer's schemes cause alone, all other layers in float32, as ``autoq sensitivity`` has it.
+
+    It is taken on ``rows`` rows of the search split. ``layers`` and ``schemes`` are globs that narrow both down.
+    ``out`` is a folder for the table and the pictures. ``on_probe`` is told how many of how many models are done.
+    Raises :class:`autoq.errors.AutoqError`; what was taken is cached, and the same call goes on.
+    """
+    import warnings
+
+    from autoq.layerwise import Watch, layer_losses
+    from autoq.result import SensitivityResult
+
+    warn = on_warning or (lambda text: warnings.warn(text, stacklevel=2))
+    watch = Watch(step=on_step, probe=on_probe, warn=warn)
+    found = layer_losses(
+        job, rows=rows, layers=layers, schemes=schemes, out=out, force=force, base_dir=base_dir, watch=watch
+    )
+    return SensitivityResult(found)
 
 
 def load(path: str | Path) -> SearchResult:

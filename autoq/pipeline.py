@@ -52,7 +52,7 @@ from autoq.search.loop import Limits, Search
 from autoq.search.problem import Problem
 from autoq.search.proposer import Proposer, StudyRecord
 from autoq.search.seeds import knapsack_seeds, proxies
-from autoq.search.sensitivity import Sensitivity, cached, measure, probes, sensitivity
+from autoq.search.sensitivity import Sensitivity, cached, measure, noise_power, probes, sensitivity
 from autoq.search.store import TrialLog, disk_error
 from autoq.spec.hardware import AUTO, Profile, fitting_profiles, load_profile
 from autoq.spec.job import Job, load_job
@@ -109,6 +109,18 @@ class Setting:
     padding_mask: str | None = None
     forms: tuple[str, ...] = ()
     form_figures: tuple[FormFigure, ...] = ()
+
+    @property
+    def built_from(self) -> list[object]:
+        """What the files of policies depend on besides the policies, as JSON can hold it."""
+        return [
+            self.model.identity,
+            self.calibration.fingerprint,
+            BANK_VERSION,
+            CORRECTION_VERSION,
+            self.padding_mask,
+            self.profile.lowering.accuracy_level,
+        ]
 
 
 def run_search(
@@ -535,15 +547,16 @@ def _prediction(setting: Setting, lowering: Lowering, events: Events) -> Sensiti
     noises = cached(
         default_cache_dir(),
         found,
-        [
-            setting.model.identity,
-            setting.calibration.fingerprint,
-            BANK_VERSION,
-            CORRECTION_VERSION,
-            setting.padding_mask,
-            lowering.accuracy_level,
-        ],
-        lambda: measure(found, lowering.build, inputs, batch=PROBE_ROWS, workers=os.cpu_count() or 1),
+        setting.built_from,
+        lambda missing, keep: measure(
+            missing,
+            lowering.build,
+            inputs,
+            batch=PROBE_ROWS,
+            workers=os.cpu_count() or 1,
+            judge=noise_power,
+            keep=keep,
+        ),
     )
     return sensitivity(setting.candidates, found, noises)
 

@@ -1,4 +1,4 @@
-"""What a search gives back to Python: the front, every trial, and what can be done with them."""
+"""What comes back to Python: a search's front and trials, or the losses of single layers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
+    from autoq.core.layer_loss import LayerLosses
     from autoq.core.result import Front, FrontPoint, Trial
 
 
@@ -74,3 +75,36 @@ class SearchResult:
 
         columns = ["metric", "drop", "speedup", "size_ratio", "weight_bits_mean", "policy"]
         return f"<p>{escape(self.summary())}</p>{self.to_frame()[columns].to_html(float_format='%.4g')}"
+
+
+@dataclass(frozen=True, slots=True)
+class SensitivityResult:
+    """The loss that each layer's schemes cause alone."""
+
+    losses: LayerLosses
+
+    def to_frame(self) -> DataFrame:
+        """A pandas table with a row for each layer and scheme."""
+        from pandas import DataFrame
+
+        from autoq.record.layer_losses import COLUMNS, loss_rows
+
+        return DataFrame(loss_rows(self.losses), columns=list(COLUMNS)).set_index(["layer", "scheme"])
+
+    def plot(self) -> Figure:
+        """Heat maps of layers by schemes, as a Matplotlib figure."""
+        from autoq.record.loss_plots import plot_losses
+
+        return plot_losses(self.losses)
+
+    def summary(self) -> str:
+        """Which layer suffers most, and what was taken on what."""
+        from autoq.record.layer_losses import describe_losses
+
+        return describe_losses(self.losses)
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        frame = self.to_frame()[["drop", "divergence", "sqnr_db"]]
+        return f"<p>{escape(self.summary())}</p>{frame.to_html(float_format='%.3g')}"

@@ -20,7 +20,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "__main__",
         "cli",
         "autoq",
-        "result",
+        "result layerwise",
         "pipeline",
         "search record",
         "model",

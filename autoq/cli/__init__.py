@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import click
 
@@ -93,6 +94,32 @@ def export(run: Path, how: str, max_drop: float | None, max_latency_ratio: float
     point = export_point(run, how, out, max_drop=max_drop, max_latency_ratio=max_latency_ratio)
     click.echo(f"{point.id} -> {out}/model.onnx ({point.size_bytes:,} bytes), manifest.json, infer.py")
     click.echo(f"Prove it with: autoq verify {out}")
+
+
+@cli.command()
+@click.argument("job", type=_PATH)
+@click.option("--out", type=_PATH, help="Folder for the table and the pictures; by default a new one in runs/.")
+@click.option("--rows", type=click.IntRange(min=1), default=256, show_default=True, help="Rows of the search split.")
+@click.option("--layers", metavar="GLOB", multiple=True, help="Only layers whose name matches; may be repeated.")
+@click.option("--schemes", metavar="GLOB", multiple=True, help="Only schemes that match; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--force", is_flag=True, help="Go on although the hardware profile does not describe this machine.")
+@click.option("--quiet", is_flag=True, help="No progress; errors, warnings and the result only.")
+def sensitivity(job: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Take the layers of the job file JOB one at a time: the loss that each scheme causes alone."""
+    from autoq.cli.progress import losses_with_progress
+    from autoq.cli.views import print_losses
+    from autoq.record.layer_losses import losses_json
+
+    try:
+        found, folder = losses_with_progress(job, quiet=quiet, **options)
+    except KeyboardInterrupt as stop:
+        stop.add_note("what was taken is cached, and the same command goes on")
+        raise
+    if as_json:
+        click.echo(losses_json(found), nl=False)
+    else:
+        print_losses(found, folder)
 
 
 @cli.command()
@@ -203,7 +230,8 @@ def _interrupted(by: BaseException | None) -> int:
     exec("")
     terminated = isinstance(by, _Terminated)
     how = "terminated" if terminated else "interrupted"
-    _say(f"{how}; finished trials are kept, and `autoq search JOB --out RUN --resume` goes on")
+    default = ["finished trials are kept, and `autoq search JOB --out RUN --resume` goes on"]
+    _say("; ".join([how, *getattr(by, "__notes__", default)]))
     return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
 
 

@@ -9,9 +9,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from autoq.core.layer_loss import LayerLosses
 from autoq.core.objectives import metric_drop
 from autoq.core.result import Trial
-from autoq.pipeline import Events, Outcome, run_search
+from autoq.layerwise import Watch, layer_losses
+from autoq.pipeline import RUNS, Events, Outcome, run_search
+from autoq.record.run_folder import free_name
 from autoq.search.loop import Search
 from autoq.spec.job import load_job
 
@@ -50,6 +53,34 @@ def run_with_progress(source: Path, *, quiet: bool, **options: Any) -> Outcome:
         return run_search(job, events=events, **_rest(options, job))
 
 
+def losses_with_progress(source: Path, *, quiet: bool, out: Path | None, **options: Any) -> tuple[LayerLosses, Path]:
+    """:func:`autoq.layerwise.layer_losses`, watched; also the folder that it wrote."""
+    console = Console(stderr=True, highlight=False)
+    job = load_job(source)
+    folder = out or free_name(RUNS, f"{job.name}-sensitivity")
+    if quiet:
+        return layer_losses(job, out=folder, watch=Watch(warn=_warner(console)), **options), folder
+    if not console.is_terminal:
+        return layer_losses(job, out=folder, watch=_probe_lines(console), **options), folder
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("starting", total=None)
+        watch = Watch(
+            step=lambda text: bar.update(task, description=text),
+            probe=lambda done, total: bar.update(task, completed=done, total=total),
+            warn=_warner(console),
+        )
+        return layer_losses(job, out=folder, watch=watch, **options), folder
+
+
 def best_so_far(search: Search) -> str:
     """The front in a few words: ``front 7: fastest 2.1x, smallest 0.15``."""
     if not search.front:
@@ -84,6 +115,18 @@ def _lines(console: Console, total: int) -> Events:
             )
 
     return Events(step=lambda text: console.print(f"autoq: {text}"), trial=on_trial, warn=_warner(console))
+
+
+def _probe_lines(console: Console) -> Watch:
+    last = time.monotonic()
+
+    def on_probe(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _LINE_EVERY_S or done == total:
+            last = time.monotonic()
+            console.print(f"autoq: {done} of {total} models")
+
+    return Watch(step=lambda text: console.print(f"autoq: {text}"), probe=on_probe, warn=_warner(console))
 
 
 def _warner(console: Console) -> Any:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from autoq.core.layer_loss import LayerLosses
 from autoq.core.result import Front
 from autoq.model.source import SourceModel
 from autoq.pipeline import Outcome
-from autoq.record.summary import describe_gain, front_table, metric_unit
+from autoq.record.layer_losses import describe_losses
+from autoq.record.summary import describe_gain, front_table, metric_unit, unit_of
 from autoq.record.verify import Verification
 from autoq.search.candidates import Candidates
 from autoq.spec.hardware import Profile
@@ -78,6 +81,37 @@ def print_next_steps(outcome: Outcome) -> None:
     )
     console.print(f"Export a point:  autoq export {escape(str(outcome.path))} --select knee --out DIR", soft_wrap=True)
     console.print(f"Review in MLflow: mlflow ui --backend-store-uri {escape(outcome.tracking_uri)}", soft_wrap=True)
+
+
+def print_losses(found: LayerLosses, folder: Path) -> None:
+    """A row for each layer and scheme, what it comes to, and where the files lie."""
+    factor, unit = unit_of(found.metric_name, found.direction, found.baseline)
+    divergence = "KL, nats" if found.divergence == "kl" else "noise"
+    table = Table(title=f"{escape(found.name)}: each layer alone, all others float32", title_justify="left")
+    for heading in ("layer", "op", "scheme"):
+        table.add_column(heading, overflow="fold")
+    for heading in (f"drop ({escape(unit)})", divergence, "SQNR, dB"):
+        table.add_column(heading, justify="right")
+    troubled = any(loss.problem for loss in found.losses)
+    if troubled:
+        table.add_column("")
+    for layer in found.layers:
+        rows = [loss for loss in found.losses if loss.layer == layer]
+        for number, loss in enumerate(rows):
+            table.add_row(
+                "" if number else escape(layer),
+                "" if number else loss.kind,
+                escape(str(loss.scheme)),
+                "-" if loss.drop is None else f"{loss.drop * factor:.2f}" if factor == 100 else f"{loss.drop:.4g}",
+                "-" if loss.divergence is None else f"{loss.divergence:.2g}",
+                "-" if loss.sqnr_db is None else f"{loss.sqnr_db:.1f}",
+                *([escape(loss.problem)] if troubled else []),
+                end_section=number == len(rows) - 1,
+            )
+    console = _console()
+    console.print(table)
+    console.print(escape(describe_losses(found)), soft_wrap=True)
+    console.print(f"Table and heat maps: {escape(str(folder))} (open sensitivity.html).", soft_wrap=True)
 
 
 def print_verification(found: Verification) -> None:

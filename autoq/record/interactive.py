@@ -39,10 +39,15 @@ def plotting_script() -> str:
 
 def front_div(front: Front, trials: Sequence[Trial]) -> str:
     """The plot as a ``<div>`` element, without the library."""
+    return figure_div(_figure(front, trials))
+
+
+def figure_div(figure: Figure) -> str:
+    """Any figure as a ``<div>`` element, without the library."""
     from plotly.io import to_html
 
     text: str = to_html(
-        _figure(front, trials),
+        figure,
         include_plotlyjs=False,
         full_html=False,
         # A local page offers no button that would send the data to somebody's server.

@@ -34,13 +34,13 @@ def plot_front(front: Front, trials: Sequence[Trial]) -> Figure:
     Trials are faint; those outside the window that the front needs stand at its edge as triangles. Front points have
     their 95 % intervals, the knee is ringed, and float32 is a star.
     """
-    figure = _figure(12.0, 6.0)
+    figure = new_figure(12.0, 6.0)
     panels = plot_panels(front, trials)
     for index, panel in enumerate(panels):
         _draw_panel(figure.add_subplot(1, len(panels), index + 1), panel)
     state = "" if front.final else ", running"
     figure.suptitle(
-        f"{_shorten(front.name, 80)}{state}: {front.trials_complete} trials, {len(front.points)} points on the front",
+        f"{shorten(front.name, 80)}{state}: {front.trials_complete} trials, {len(front.points)} points on the front",
         parse_math=False,
     )
     if panels:
@@ -55,7 +55,7 @@ def policy_heatmap(front: Front) -> Figure:
     points = front.points or (front.baseline,)
     marks = front_marks(front)
     height = min(60.0, 1.6 + 0.24 * len(layers))
-    figure = _figure(min(40.0, 3.5 + 0.75 * len(points)), height)
+    figure = new_figure(min(40.0, 3.5 + 0.75 * len(points)), height)
     axes = figure.add_subplot()
     annotated = len(layers) * len(points) <= _MOST_ANNOTATED_CELLS
     for column, point in enumerate(points):
@@ -70,7 +70,7 @@ def policy_heatmap(front: Front) -> Figure:
             if annotated:
                 axes.text(column + 0.5, row + 0.5, scheme.family, ha="center", va="center", fontsize=7, color=ink)
     axes.set(xlim=(0, len(points)), ylim=(len(layers), 0))
-    names = [_shorten(layer, _LAYER_NAME_LENGTH) for layer in layers]
+    names = [shorten(layer, _LAYER_NAME_LENGTH) for layer in layers]
     axes.set_yticks([row + 0.5 for row in range(len(layers))], names, fontsize=7, parse_math=False)
     heads = ["\n".join([point.id[:6], *marks.get(point.id, ())]) for point in points]
     axes.set_xticks([column + 0.5 for column in range(len(points))], heads, fontsize=7)
@@ -88,7 +88,8 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of that size in inches, at 100 pixels an inch."""
     # Figure and canvas as objects: pyplot would keep every figure alive and pick a backend for the whole process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -149,6 +150,7 @@ def _arms(value: float, interval: tuple[float, float] | None) -> list[list[float
     return None if interval is None else [[max(0.0, value - interval[0])], [max(0.0, interval[1] - value)]]
 
 
-def _shorten(text: str, length: int) -> str:
+def shorten(text: str, length: int) -> str:
+    """``text``, its middle left out where it is longer than ``length``."""
     half = (length - 1) // 2
     return text if len(text) <= length else f"{text[:half]}…{text[-half:]}"

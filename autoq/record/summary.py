@@ -112,8 +112,13 @@ def metric_unit(front: Front) -> tuple[float, str]:
     A point is 0.01; it is used for a maximised metric whose float32 value is at most 1, as accuracy's.
     Other metrics keep their own unit.
     """
-    name = front.metric_name.rsplit(":", 1)[-1]
-    if front.metric_direction == "maximize" and abs(metric_of(front, front.baseline)) <= 1:
+    return unit_of(front.metric_name, front.metric_direction, metric_of(front, front.baseline))
+
+
+def unit_of(metric_name: str, direction: str, baseline: float) -> tuple[float, str]:
+    """As :func:`metric_unit`, of a metric with this value for float32."""
+    name = metric_name.rsplit(":", 1)[-1]
+    if direction == "maximize" and abs(baseline) <= 1:
         return 100.0, f"points of {name}"
     return 1.0, name
 

@@ -85,6 +85,23 @@ class Metric:
         name = _output_name(self.choice, outputs)
         return {name: outputs[name]}
 
+    def classes(self, outputs: Outputs, targets: np.ndarray | None) -> tuple[str, int] | None:
+        """The output that holds one value for each class, and its axis of classes; ``None`` where none does.
+
+        A metric by name says so. For a function, it is the first output where the targets are the numbers of its
+        columns: whole numbers from 0, one to a row, of at least two kinds.
+        """
+        if self.choice.function is None:
+            name = _output_name(self.choice, outputs)
+            reads = find_metric(self.choice.name or "").reads
+            axis = -1 if self.choice.axis is None else self.choice.axis
+            return (name, axis) if reads != "values" and outputs[name].dtype.kind == "f" else None
+        name, output = next(iter(outputs.items()))
+        if targets is None or targets.dtype.kind not in "iu" or targets.size != len(targets) or output.ndim != 2:
+            return None
+        fits = output.dtype.kind == "f" and targets.min() >= 0 and 1 <= targets.max() < output.shape[1]
+        return (name, -1) if fits and targets.min() != targets.max() else None
+
 
 def resolve_metric(job: Job) -> Metric:
     """The job's metric; raises :class:`MetricError` as :meth:`Metric.from_spec`."""

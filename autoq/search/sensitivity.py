@@ -13,11 +13,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,13 +25,17 @@ from autoq.core.identity import content_id
 from autoq.core.policy import Policy
 from autoq.core.scheme import FLOAT32, ActivationSpec, Scheme, WeightSpec
 from autoq.errors import TrialError
+from autoq.numerics.distortion import relative_noise
 from autoq.runtime.ort import open_session, run_batches
 from autoq.search.candidates import Candidates
+
+T = TypeVar("T")
+Outputs = Mapping[str, np.ndarray]
 
 MOST_PROBES = 800
 """Above this, one calibration stands for all of a layer: a very deep model is not probed for hours."""
 
-VERSION = 1
+VERSION = 2
 """Part of a cached table's address: raise it when lowering or the measure changes what a probe gives."""
 
 
@@ -83,6 +87,20 @@ def probes(candidates: Sequence[Candidates], canonical: Callable[[Policy], Polic
     return found
 
 
+def scheme_probes(
+    candidates: Sequence[Candidates], canonical: Callable[[Policy], Policy]
+) -> list[tuple[Scheme, Probe]]:
+    """Each layer with a weight of its own under each of its schemes but float32, whole."""
+    names = [entry.layer.name for entry in candidates]
+    found = []
+    for entry in candidates:
+        for scheme in entry.schemes if entry.layer.tied_to is None else ():
+            if scheme != FLOAT32:
+                policy = canonical(Policy.of(dict.fromkeys(names, FLOAT32) | {entry.layer.name: scheme}))
+                found.append((scheme, Probe(layer=entry.layer.name, policy=policy)))
+    return found
+
+
 def measure(
     found: Sequence[Probe],
     build: Callable[[Policy], bytes],
@@ -90,52 +108,66 @@ def measure(
     *,
     batch: int,
     workers: int,
-) -> list[float | None]:
-    """The noise power that each probe causes on ``inputs``; ``None`` for a probe that does not build or run.
+    judge: Callable[[Outputs, Outputs], T],
+    keep: Callable[[Probe, T | None], None],
+) -> None:
+    """Tells ``keep`` what ``judge`` makes of each probe's outputs on ``inputs`` and float32's (its second argument).
 
-    ``build`` gives the file of a policy. Sessions run on one thread each: the figures do not depend on ``workers``.
+    ``build`` gives the file of a policy. A probe that does not build or run has ``None``. Sessions run on one thread
+    each: the figures do not depend on ``workers``.
     """
     if not found:
-        return []
+        return
 
-    def outputs(policy: Policy) -> dict[str, np.ndarray]:
+    def outputs(policy: Policy) -> Outputs:
         return run_batches(open_session(build(policy)), inputs, batch)
 
     reference = outputs(Policy.of(dict.fromkeys(found[0].policy, FLOAT32)))
 
-    def noise(probe: Probe) -> float | None:
+    def judged(probe: Probe) -> T | None:
         try:
-            return _noise(outputs(probe.policy), reference)
+            return judge(outputs(probe.policy), reference)
         except TrialError:
             return None
 
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(noise, found))
+        for probe, value in zip(found, pool.map(judged, found), strict=True):
+            keep(probe, value)
 
 
 def cached(
-    path: Path | None, found: Sequence[Probe], identity: object, take: Callable[[], list[float | None]]
-) -> list[float | None]:
-    """What ``take`` gives, read from the cache folder ``path`` where the same probes were taken before.
+    path: Path | None,
+    found: Sequence[Probe],
+    identity: object,
+    take: Callable[[Sequence[Probe], Callable[[Probe, Any], None]], None],
+) -> list[Any]:
+    """What ``take`` gives for each probe, as JSON can hold it, less what the cache folder ``path`` has already.
 
-    ``identity`` is what the figures depend on besides the probes: model, data, bank. A cache that cannot be read or
-    written costs time and nothing else.
+    ``take`` is given the probes that are missing, and a function to tell each result at once: what was told is kept
+    whatever happens next. ``identity`` is what the figures depend on besides the probes: model, data, bank. A cache
+    that cannot be read or written costs time and nothing else.
     """
-    if path is None:
-        return take()
-    policies = [probe.policy.to_text() for probe in found]
-    file = path / "sensitivity" / f"{content_id({'version': VERSION, 'of': identity, 'probes': policies})}.json"
-    with contextlib.suppress(OSError, ValueError):
-        stored = json.loads(file.read_bytes())
-        if isinstance(stored, list) and len(stored) == len(found):
-            return [None if value is None else float(value) for value in stored]
-    noises = take()
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(noises))
-        temporary.replace(file)
-    return noises
+    file = path and path / "sensitivity" / f"{content_id({'version': VERSION, 'of': identity})}.jsonl"
+    known: dict[str, Any] = {}
+    if file:
+        with contextlib.suppress(OSError):
+            for line in file.read_bytes().splitlines():
+                with contextlib.suppress(ValueError, TypeError):  # half a line, of a search that was killed
+                    probe_id, value = json.loads(line)
+                    known[probe_id] = value
+
+    def keep(probe: Probe, value: Any) -> None:
+        known[probe.policy.id] = value
+        if file:
+            with contextlib.suppress(OSError):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with file.open("a") as lines:
+                    lines.write(json.dumps([probe.policy.id, value]) + "\n")
+
+    missing = {probe.policy.id: probe for probe in found if probe.policy.id not in known}
+    if missing:
+        take(list(missing.values()), keep)
+    return [known[probe.policy.id] for probe in found]
 
 
 def sensitivity(
@@ -162,14 +194,13 @@ def sensitivity(
     return Sensitivity(weights=weights, activations=activations)
 
 
-def _noise(outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> float | None:
-    """Relative noise power, the mean over the outputs that hold floats."""
-    powers = []
-    for name, expected in reference.items():
-        if expected.dtype.kind == "f" and expected.size:
-            exact = expected.astype(np.float64)
-            power = np.square(exact).mean()
-            powers.append(np.square(outputs[name] - exact).mean() / (power if power > 0 else 1.0))
+def noise_power(outputs: Outputs, reference: Outputs) -> float | None:
+    """Relative noise power, the mean over the outputs that hold floats; ``None`` where it is not finite."""
+    powers = [
+        relative_noise(expected, outputs[name])
+        for name, expected in reference.items()
+        if expected.dtype.kind == "f" and expected.size
+    ]
     if not powers or not np.isfinite(powers).all():
         return None
     return float(np.mean(powers))
