@@ -26,7 +26,7 @@ from autoq.model.moments import sees_data
 from autoq.numerics.affine import half
 from autoq.numerics.blocks import blocks_of
 from autoq.numerics.correction import centered
-from autoq.numerics.weights import QuantizedWeight, quantize_weight
+from autoq.numerics.weights import QuantizedWeight, factors_of, quantize_weight
 
 BANK_VERSION = 3
 """Part of every address: raise it when an algorithm changes what it computes."""
@@ -53,6 +53,7 @@ class Bank:
     cache_dir: Path | None = None
     entries: dict[tuple[str, WeightSpec], QuantizedWeight] = field(default_factory=dict)
     _addresses: dict[tuple[str, WeightSpec], str] = field(default_factory=dict)
+    _hashes: dict[str, str] = field(default_factory=dict)
     _shared: dict[tuple[str, WeightSpec], tuple[str, WeightSpec]] = field(default_factory=dict)
 
     def read_cache(self, wanted: Wanted) -> list[tuple[Layer, WeightSpec]]:
@@ -83,14 +84,17 @@ class Bank:
 
         Raises :class:`ModelError` naming the layer whose weights cannot be quantized.
         """
-        own = self._own(missing)
+        done = 0
         with ThreadPoolExecutor(threads) as pool:
             # NumPy releases the interpreter lock in the linear algebra, where the time goes.
-            results = pool.map(lambda pair: self._quantize(pair[0], pair[1], moments, means), own)
-            for done, ((layer, spec), exact) in enumerate(zip(own, results, strict=True), start=1):
-                entry = dataclasses.replace(exact, scale=half(exact.scale))  # two bytes a scale on disk
-                self.entries[layer.name, spec] = entry
-                self._write(layer, spec, entry)
+            tasks = _by_hessian(self._own(missing), moments)
+            results = pool.map(lambda task: self._quantize(task, moments, means), tasks)
+            for task, entries in zip(tasks, results, strict=True):
+                for (layer, spec), exact in zip(task, entries, strict=True):
+                    entry = dataclasses.replace(exact, scale=half(exact.scale))  # two bytes a scale on disk
+                    self.entries[layer.name, spec] = entry
+                    self._write(layer, spec, entry)
+                done += len(task)
                 on_entry(done)
         self._share()
 
@@ -105,39 +109,49 @@ class Bank:
         self.entries |= {key: self.entries[plain] for key, plain in self._shared.items() if plain in self.entries}
 
     def _quantize(
-        self, layer: Layer, spec: WeightSpec, moments: Mapping[str, np.ndarray], means: Mapping[str, np.ndarray]
-    ) -> QuantizedWeight:
-        weight = self.graph.constant(layer.weight)
-        assert weight is not None
-        hessian = moments[layer.name] if sees_data(layer, spec) else None
-        if hessian is not None and spec.bias_correction:
-            hessian = centered(hessian, means[layer.name])
-        try:
-            return quantize_weight(
-                weight,
-                bits=spec.bits,
-                axis=_axis(layer, spec),
-                block=spec.block,
-                symmetric=spec.symmetric,
-                rounding=spec.rounding,
-                hessian=hessian,
-                groups=layer.groups,
-                output_axis=layer.channel_axis,
-            )
-        except ValueError as error:
-            raise ModelError(f"layer {layer.name!r}: {error}") from None
+        self, task: Wanted, moments: Mapping[str, np.ndarray], means: Mapping[str, np.ndarray]
+    ) -> list[QuantizedWeight]:
+        """The entries of a task of :func:`_by_hessian`."""
+        hessian, factors, entries = None, None, []
+        for layer, spec in task:
+            weight = self.graph.constant(layer.weight)
+            assert weight is not None
+            try:
+                if hessian is None and sees_data(layer, spec):
+                    hessian = moments[layer.name]
+                    hessian = centered(hessian, means[layer.name]) if spec.bias_correction else hessian
+                    factors = factors_of(hessian)
+                entries.append(
+                    quantize_weight(
+                        weight,
+                        bits=spec.bits,
+                        axis=_axis(layer, spec),
+                        block=spec.block,
+                        symmetric=spec.symmetric,
+                        rounding=spec.rounding,
+                        hessian=hessian,
+                        factors=factors,
+                        groups=layer.groups,
+                        output_axis=layer.channel_axis,
+                    )
+                )
+            except ValueError as error:
+                raise ModelError(f"layer {layer.name!r}: {error}") from None
+        return entries
 
     def address(self, layer: Layer, spec: WeightSpec) -> str:
         """What the entry is found by on disk: the SHA-256 of all that it depends on."""
         key = (layer.name, spec)
         if key not in self._addresses:
-            weight = self.graph.constant(layer.weight)
-            assert weight is not None
+            if layer.weight not in self._hashes:
+                weight = self.graph.constant(layer.weight)
+                assert weight is not None
+                self._hashes[layer.weight] = sha256_hex(np.ascontiguousarray(weight).tobytes())
             self._addresses[key] = content_id(
                 {
                     "version": BANK_VERSION,
-                    "weight": sha256_hex(np.ascontiguousarray(weight).tobytes()),
-                    "shape": list(weight.shape),
+                    "weight": self._hashes[layer.weight],
+                    "shape": list(layer.weight_shape),
                     "axis": _axis(layer, spec),
                     "block": spec.block,
                     "symmetric": spec.symmetric,
@@ -200,6 +214,16 @@ class Bank:
 def _plain(layer: Layer, spec: WeightSpec) -> WeightSpec:
     """The scheme that has the same integers: which ones are best depends on the bias only where data is looked at."""
     return spec if sees_data(layer, spec) else dataclasses.replace(spec, bias_correction=False)
+
+
+def _by_hessian(wanted: Wanted, moments: Mapping[str, np.ndarray]) -> list[list[tuple[Layer, WeightSpec]]]:
+    """``wanted`` in tasks: those that see the same second moments, of which the factors cost most, in one."""
+    tasks: dict[object, list[tuple[Layer, WeightSpec]]] = {}
+    for layer, spec in wanted:
+        # Of several layers' equal matrices one object is kept, so that its identity is theirs.
+        seen = (id(moments[layer.name]), spec.bias_correction) if sees_data(layer, spec) else (layer.name, spec)
+        tasks.setdefault(seen, []).append((layer, spec))
+    return list(tasks.values())
 
 
 def _axis(layer: Layer, spec: WeightSpec) -> int | None:

@@ -20,7 +20,7 @@ from autoq.core.scheme import ActivationSpec
 from autoq.errors import DataError
 from autoq.model.graph import Graph
 from autoq.model.lower import Affine
-from autoq.model.moments import FirstMoment, SecondMoment
+from autoq.model.moments import FirstMoment, LayerInputs, SecondMoment
 from autoq.model.operators import least_that_counts
 from autoq.numerics.affine import activation_affine
 from autoq.numerics.histogram import TensorStatistics
@@ -71,7 +71,9 @@ def calibrate(
     runner = _Runner(graph, [*tensors, *layer_inputs], padding_mask=padding_mask, threads=threads)
     statistics = {name: TensorStatistics.empty() for name in tensors}
     floors = {name: floor for name in tensors if (floor := least_that_counts(graph, name)) is not None}
-    moments = {layer.name: SecondMoment.of_layer(layer, graph) for layer in moment_layers}
+    # Layers that read one tensor in one way, as an attention's three do, share the moments of it.
+    readings = {layer.name: (layer.input, LayerInputs.of_layer(layer, graph)) for layer in moment_layers}
+    moments = {reading: SecondMoment(reading[1]) for reading in readings.values()}
     means = {layer.name: FirstMoment.of_layer(layer, graph) for layer in mean_layers}
     rows = 0
     for index, batch in enumerate(batches):
@@ -80,18 +82,19 @@ def calibrate(
                 # Parts of one batch merge: how a batch is divided changes nothing.
                 counted = np.maximum(values[name], floors[name]) if name in floors else values[name]
                 statistics[name] = _updated(statistics[name], name, counted, index)
-            for layer in moment_layers if rows < moment_rows else ():
-                moments[layer.name].update(values[layer.input])
+            for (tensor, _), moment in moments.items() if rows < moment_rows else ():
+                moment.update(values[tensor])
             for layer in mean_layers:
                 means[layer.name].update(values[layer.input])
         rows += _rows(batch)
         on_batch(rows)
     if rows == 0:
         raise DataError("data.calibration holds no rows")
+    matrices = {reading: (moment.matrix(), moment.mean()) for reading, moment in moments.items()}
     return Calibration(
         statistics=statistics,
-        moments={name: moment.matrix() for name, moment in moments.items()},
-        sample_means={name: moment.mean() for name, moment in moments.items()},
+        moments={name: matrices[reading][0] for name, reading in readings.items()},
+        sample_means={name: matrices[reading][1] for name, reading in readings.items()},
         means={name: moment.mean() for name, moment in means.items()},
         rows=rows,
     )

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoq.numerics.affine import MIN_SCALE
-from autoq.numerics.gptq import Grid, compensate, descend, factorize, loss, uniform
+from autoq.numerics.gptq import Factors, Grid, compensate, descend, factorize, loss, uniform
 from autoq.numerics.scales import WEIGHT_LEVELS, best_scales
 
 Array = npt.NDArray[np.float64]
@@ -43,13 +43,20 @@ def blocks_of(inputs: int, block: int) -> int:
 
 
 def quantize_in_blocks(
-    weight: Matrix, *, bits: int, block: int, symmetric: bool, hessian: Array | None = None
+    weight: Matrix,
+    *,
+    bits: int,
+    block: int,
+    symmetric: bool,
+    hessian: Array | None = None,
+    factors: Factors | None = None,
 ) -> tuple[Integers, Matrix, Integers | None]:
     """Levels int8 ``[channels, K]``, scales and zero points ``[channels, blocks]`` of ``weight`` ``[channels, K]``.
 
-    With ``hessian`` ``[K, K]``, the second moment of the inputs, levels are rounded by GPTQ, and no channel's loss is
-    higher than after rounding to nearest; without one all inputs weigh the same. Levels and zero points lie between
-    ``-2**(bits - 1)`` and ``2**(bits - 1) - 1``; zero points are ``None`` where ``symmetric``. Scales are never 0.
+    With ``hessian`` ``[K, K]``, the second moment of the inputs (and its ``factors``, if they are known), levels are
+    rounded by GPTQ, and no channel's loss is higher than after rounding to nearest; without one all inputs weigh the
+    same. Levels and zero points lie between ``-2**(bits - 1)`` and ``2**(bits - 1) - 1``; zero points are ``None``
+    where ``symmetric``. Scales are never 0.
     """
     # A power of two: nothing is rounded by it, here or in the scales.
     unit = float(_power_of_two(np.abs(weight).max(initial=0.0)))
@@ -77,7 +84,8 @@ def quantize_in_blocks(
     grid = uniform(low, high)
     found = grid(rows / spread(scale, inputs, block) + offset) - offset
     if hessian is not None:
-        found, scale = _gptq(rows, hessian, found, scale, grid, offset, bits, block, unit)
+        factors = factors or factorize(hessian[None])
+        found, scale = _gptq(rows, hessian, factors, found, scale, grid, offset, bits, block, unit)
     zeros = None if zero is None else zero.astype(np.int8)
     return (found + offset).astype(np.int8), (scale * unit).astype(np.float32), zeros
 
@@ -179,6 +187,7 @@ def _error(blocks: Matrix, scale: Matrix, importance: Matrix, low: Any, high: An
 def _gptq(
     rows: Array,
     hessian: Array,
+    factors: Factors,
     near: Array,
     near_scale: Array,
     grid: Grid,
@@ -190,7 +199,6 @@ def _gptq(
     """Levels less their zero points, ``[channels, K]``, and scales ``[channels, blocks]``; a channel that they do not
     better keeps those given."""
     inputs = rows.shape[1]
-    factors = factorize(hessian[None])
     order = factors.order[0]
     true, damped = factors.ordered_square(hessian[None]), factors.damped
 

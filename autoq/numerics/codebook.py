@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from autoq.numerics.clusters import centers
-from autoq.numerics.gptq import Array, Grid, best_start, descend, factorize, least_squares, loss
+from autoq.numerics.gptq import Array, Factors, Grid, best_start, descend, factorize, least_squares, loss
 
 PEAK = 64
 """Largest magnitude of an entry: of two products with uint8 the sum fits 16 bits, as x86 without VNNI adds them."""
@@ -73,15 +73,16 @@ def fit(weight: Array, importance: Array, *, count: int, shared: bool) -> tuple[
 
 
 def compensated(
-    weight: Array, hessian: Array, book: Array, scale: Array, *, shared: bool
+    weight: Array, hessian: Array, book: Array, scale: Array, *, shared: bool, factors: Factors | None = None
 ) -> tuple[Array, Array, Array]:
     """Levels ``[g, K, rows]``, scales and codebook of ``weight`` under ``hessian`` ``[g, K, K]``.
 
-    ``book`` and ``scale`` are those of :func:`fit`. No worse in sum than they are with the nearest levels.
+    ``book`` and ``scale`` are those of :func:`fit`, ``factors`` those of ``hessian``, if they are known. No worse in
+    sum than they are with the nearest levels.
     """
     nearest = grid(book)(weight / scale[:, None])
     best, least = (nearest, scale, book), float(loss(weight - nearest * scale[:, None], hessian).sum())
-    factors = factorize(hessian)
+    factors = factors or factorize(hessian)
     ordered, true = factors.ordered(weight), factors.ordered_square(hessian)
     for _ in range(_ROUNDS):  # the second starts anew from the first one's codebook
         levels, scale = best_start(ordered, scale, factors, true, grid(book), _STARTS, shared)

@@ -92,13 +92,21 @@ def _factorize_one(hessian: Array) -> tuple[Array, Array]:
 
 
 def gptq(
-    weight: Array, hessian: Array, scale: Array, *, grid: Grid, candidates: tuple[float, ...], shared: bool
+    weight: Array,
+    hessian: Array,
+    scale: Array,
+    *,
+    grid: Grid,
+    candidates: tuple[float, ...],
+    shared: bool,
+    factors: Factors | None = None,
 ) -> tuple[Array, Array]:
     """Levels ``[g, K, rows]`` and scales ``[g, rows]`` of ``weight`` ``[g, K, rows]`` under ``hessian`` ``[g, K, K]``.
 
     Each row keeps, of the scales ``scale * candidate``, the one of least loss; where ``shared``, all keep the same.
+    ``factors`` are those of ``hessian``, if they are known.
     """
-    factors = factorize(hessian)
+    factors = factors or factorize(hessian)
     ordered = factors.ordered(weight)
     found, scale = best_start(ordered, scale, factors, factors.ordered_square(hessian), grid, candidates, shared)
     scale = least_squares(ordered, scale, found, factors.damped, shared)

@@ -13,7 +13,7 @@ from autoq.numerics import codebook
 from autoq.numerics.adaround import adaround
 from autoq.numerics.affine import MIN_SCALE, dequantize
 from autoq.numerics.blocks import quantize_in_blocks, spread
-from autoq.numerics.gptq import factorize, gptq, loss, uniform
+from autoq.numerics.gptq import Factors, factorize, gptq, loss, uniform
 from autoq.numerics.packing import pack_int2, pack_int4, unpack_int2, unpack_int4
 from autoq.numerics.scales import WEIGHT_LEVELS, best_scales, nearest
 
@@ -87,6 +87,7 @@ def quantize_weight(
     output_axis: int | None = None,
     block: int | None = None,
     symmetric: bool = True,
+    factors: Factors | None = None,
 ) -> QuantizedWeight:
     """``weight`` as ``bits``-bit integers (8, 7, 4 or 2).
 
@@ -99,6 +100,8 @@ def quantize_weight(
     channels split evenly over the groups; needed by ``"gptq"``, ``"adaround"`` and ``"brecq"`` (which rounds as
     AdaRound does, weights fitted to other inputs), and used to weigh errors by its diagonal otherwise (below 8 bits).
     They do not fit a ConvTranspose, whose channels do not share their inputs so.
+
+    ``factors`` are those of ``hessian`` (:func:`factors_of`), where several schemes share them.
 
     ``block`` gives each channel a scale for that many inputs, and a zero point where not ``symmetric``
     (:func:`autoq.numerics.blocks.quantize_in_blocks`).
@@ -132,7 +135,9 @@ def quantize_weight(
         if axis is None or groups != 1:
             raise ValueError("blocks divide the inputs of a channel, of a layer without groups")
         second = moments[0] if moments is not None and rounding == "gptq" else None
-        found, scales, zeros = quantize_in_blocks(rows, bits=bits, block=block, symmetric=symmetric, hessian=second)
+        found, scales, zeros = quantize_in_blocks(
+            rows, bits=bits, block=block, symmetric=symmetric, hessian=second, factors=factors
+        )
         values = np.ascontiguousarray(np.moveaxis(found.reshape(moved.shape), 0, channel_axis))
         return QuantizedWeight(values=values, scale=scales, axis=axis, bits=bits, block=block, zero_point=zeros)
 
@@ -151,7 +156,7 @@ def quantize_weight(
         if bits not in (4, 2):
             raise ValueError(f"codebooks have 4 or 2 bits, not {bits}")
         peak = peak.max(initial=0.0)
-        levels, scale, book = _codebook_rows(rows / np.float64(peak), importance, moments, bits, shared)
+        levels, scale, book = _codebook_rows(rows / np.float64(peak), importance, moments, factors, bits, shared)
         grid = codebook.grid(book)
     else:
         scale = best_scales(unit, importance, bits=bits, shared=shared)
@@ -159,7 +164,8 @@ def quantize_weight(
         grid = uniform(*WEIGHT_LEVELS[bits])
     if rounding in ("gptq", "adaround", "brecq"):
         assert moments is not None
-        levels, scale = _gptq_rows(unit.astype(np.float64), moments, levels, scale, bits, shared, rounding != "gptq")
+        exact, soft = unit.astype(np.float64), rounding != "gptq"
+        levels, scale = _gptq_rows(exact, moments, factors or factorize(moments), levels, scale, bits, shared, soft)
 
     real = scale * peak
     tiny = real < MIN_SCALE
@@ -174,6 +180,11 @@ def quantize_weight(
         bits=bits,
         codebook=None if book is None else book.astype(np.int8),
     )
+
+
+def factors_of(hessian: npt.NDArray[np.floating[Any]]) -> Factors:
+    """The factors of a ``hessian`` ``[groups, K, K]`` as :func:`quantize_weight` takes it; ``ValueError`` as there."""
+    return factorize(_checked(hessian, len(hessian), (len(hessian), hessian.shape[-1])))
 
 
 def _checked(hessian: npt.NDArray[np.floating[Any]], groups: int, rows: tuple[int, ...]) -> npt.NDArray[np.float64]:
@@ -206,6 +217,7 @@ def _importance(moments: npt.NDArray[np.float64], channels: int) -> npt.NDArray[
 def _gptq_rows(
     unit: npt.NDArray[np.float64],
     moments: npt.NDArray[np.float64],
+    factors: Factors,
     levels: npt.NDArray[np.float64],
     scale: npt.NDArray[np.float64],
     bits: int,
@@ -218,9 +230,11 @@ def _gptq_rows(
     weight = _grouped(unit, groups)
     near, near_scale = _grouped(levels, groups), np.broadcast_to(scale, (len(unit),)).reshape(groups, -1)
     grid = uniform(*WEIGHT_LEVELS[bits])
-    found, found_scale = gptq(weight, moments, near_scale, grid=grid, candidates=_GPTQ_CANDIDATES[bits], shared=shared)
+    candidates = _GPTQ_CANDIDATES[bits]
+    found, found_scale = gptq(
+        weight, moments, near_scale, grid=grid, candidates=candidates, shared=shared, factors=factors
+    )
     if soft:
-        factors = factorize(moments)
         start = factors.ordered(found)
         improved, found_scale = adaround(
             factors.ordered(weight), factors.damped, found_scale, start, grid=grid, shared=shared
@@ -240,6 +254,7 @@ def _codebook_rows(
     rows: npt.NDArray[np.float64],
     importance: npt.NDArray[np.float64],
     moments: npt.NDArray[np.float64] | None,
+    factors: Factors | None,
     bits: int,
     shared: bool,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -251,7 +266,7 @@ def _codebook_rows(
     if moments is None:
         levels = codebook.grid(book)(weight / scale[:, None])
     else:
-        levels, scale, book = codebook.compensated(weight, moments, book, scale, shared=shared)
+        levels, scale, book = codebook.compensated(weight, moments, book, scale, shared=shared, factors=factors)
     flat = scale.reshape(-1)
     return _ungrouped(levels), flat[:1] if shared else flat, book
 

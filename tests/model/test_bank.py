@@ -17,6 +17,7 @@ from autoq.core.scheme import Scheme, WeightSpec
 from autoq.errors import ModelError
 from autoq.model import bank as module
 from autoq.model.bank import Bank, default_cache_dir
+from autoq.model.calibrate import calibrate
 from autoq.model.graph import Graph
 from autoq.model.layers import read_layers
 from autoq.numerics.affine import half
@@ -229,6 +230,27 @@ def test_two_processes_write_one_cache(tmp_path: Path, repo_root: Path) -> None:
         fresh, _ = filled(graph_of(seed), None)
         assert computed == 0
         assert all(equal(bank.entries[key], entry) for key, entry in fresh.entries.items())
+
+
+def test_layers_with_one_input_share_its_moments_and_have_entries_of_their_own() -> None:
+    """An attention's queries, keys and values: each entry is what it would be alone, on one thread or two."""
+    net = Net()
+    x = net.input("rows", 5, 12)
+    graph = Graph(net.model(*(net.add("MatMul", x, net.weight(12, width)) for width in (4, 6, 4))))
+    layers = read_layers(graph)
+    batches = [{"x": np.random.default_rng(1).standard_normal((40, 5, 12)).astype(np.float32)}]
+    moments = calibrate(graph, batches, tensors=(), moment_layers=layers).moments
+    assert len({id(matrix) for matrix in moments.values()}) == 1
+    specs = [Scheme.parse(text).weight for text in ("w4-gptq", "w2-gptq", "w4-b32-asym-gptq", "w8", "w4-kmeans")]
+    wanted = [(layer, spec) for layer in layers for spec in specs if spec is not None]
+    banks = [Bank(graph, calibration_id="") for _ in range(2)]
+    for threads, bank in enumerate(banks, start=1):
+        bank.compute(wanted, moments, threads=threads)
+    for layer, spec in wanted:
+        alone = Bank(graph, calibration_id="")
+        alone.compute([(layer, spec)], {layer.name: moments[layer.name].copy()})
+        for bank in banks:
+            assert equal(bank.entries[layer.name, spec], alone.entries[layer.name, spec]), (layer.name, spec)
 
 
 def test_a_layer_that_cannot_be_quantized_is_named() -> None:
