@@ -49,6 +49,7 @@ def search(
     workers: int = 0,
     tracking_uri: str | None = None,
     seed: int | None = None,
+    polish: str | None = None,
     force: bool = False,
     base_dir: str | Path | None = None,
     on_step: Callable[[str], None] = lambda text: None,
@@ -58,8 +59,8 @@ def search(
     """Runs a search, as ``autoq search`` does.
 
     ``job`` is a job file, or its content as a mapping, whose paths are then relative to ``base_dir`` (by default the
-    current folder). ``out`` is the run folder (by default a new one in ``runs/``). ``trials``, ``time``, ``seed`` and
-    ``tracking_uri`` replace the job's. ``ray`` is ``"local"``, ``"off"`` or a cluster's address. Raises
+    current folder). ``out`` is the run folder (by default a new one in ``runs/``). ``trials``, ``time``, ``seed``,
+    ``polish`` and ``tracking_uri`` replace the job's. ``ray`` is ``"local"``, ``"off"`` or a cluster's address. Raises
     :class:`autoq.errors.AutoqError`; finished trials stay in ``out``, and ``resume=True`` goes on.
     """
     import warnings
@@ -82,6 +83,7 @@ def search(
         workers=workers,
         tracking_uri=tracking_uri,
         seed=seed,
+        polish=polish,
         force=force,
         base_dir=base_dir,
         events=events,

@@ -49,6 +49,9 @@ from autoq.search.final import check_front
 from autoq.search.form_probe import FormFigure, probe_forms
 from autoq.search.groundwork import lay_groundwork
 from autoq.search.loop import Limits, Search
+from autoq.search.polish import Polished, polish_front
+from autoq.search.polish_log import PolishLog
+from autoq.search.polish_point import PolishWork
 from autoq.search.problem import Problem
 from autoq.search.proposer import Proposer, StudyRecord
 from autoq.search.seeds import knapsack_seeds, proxies
@@ -134,6 +137,7 @@ def run_search(
     workers: int = 0,
     tracking_uri: str | None = None,
     seed: int | None = None,
+    polish: str | None = None,
     force: bool = False,
     base_dir: str | Path | None = None,
     events: Events | None = None,
@@ -146,7 +150,9 @@ def run_search(
     """
     events = events or Events()
     started = time.monotonic()
-    job = load_job(source, base_dir).overridden(trials=trials, time=time_limit, tracking_uri=tracking_uri, seed=seed)
+    job = load_job(source, base_dir).overridden(
+        trials=trials, time=time_limit, tracking_uri=tracking_uri, seed=seed, polish=polish
+    )
     events.step("reading model and data")
     setting = read_setting(job, force=force, warn=events.warn)
     path = Path(out) if out is not None else free_name(RUNS, job.name)
@@ -277,6 +283,7 @@ def _search(
             if trial.number < len(finished):
                 tracker.log_trial(trial)
         paths = _front_files(search, lowering)
+        polished, polish_notes = _polish(folder, setting, search, executor, events)
         checked = check_front(
             search.front,
             paths,
@@ -290,6 +297,7 @@ def _search(
             seed=job.seed,
             workers=os.cpu_count() or 1,
             run_folder=folder.path,
+            polished=polished,
             step=events.step,
         )
     finally:
@@ -302,7 +310,7 @@ def _search(
         form=form,
         final=True,
         stop_reason=stop_reason,
-        notes=_notes(setting, search, checked.points),
+        notes=(*_notes(setting, search, checked.points), *polish_notes),
     )
     write_front(front, folder.front)
     events.step("writing the report")
@@ -606,6 +614,31 @@ def _executor(workload: Workload, meter: Meter, ray: str, workers: int) -> Execu
     from autoq.search.ray_executor import RayExecutor
 
     return RayExecutor(workload, meter, address=ray, workers=workers)
+
+
+def _polish(
+    folder: RunFolder, setting: Setting, search: Search, executor: Executor, events: Events
+) -> tuple[dict[str, Polished], tuple[str, ...]]:
+    """The polished files of the front, where the job asks for them (:mod:`autoq.search.polish`)."""
+    choice, log = setting.job.search, PolishLog(folder.polish, folder.models)
+    if choice.polish == "none":
+        return {}, ()
+    fixed = {spec.shape[0] for spec in setting.inputs if spec.shape and spec.shape[0] is not None}
+    work = PolishWork(
+        kind=choice.polish,
+        inputs=setting.calibration.inputs,
+        unit=max(fixed, default=None) or setting.calibration.group,
+        fixed=bool(fixed),
+    )
+    return polish_front(
+        search.front,
+        work,
+        problem=search.problem,
+        executor=executor,
+        log=log,
+        limit_s=choice.polish_time_s,
+        step=events.step,
+    )
 
 
 # Results -------------------------------------------------------------------------------------------------------------

@@ -45,6 +45,11 @@ def cli() -> None:
 @click.option("--workers", type=click.IntRange(min=0), default=0, help="Ray workers; 0, the default, is one a core.")
 @click.option("--tracking-uri", metavar="URI", help="MLflow server; by default sqlite:///runs/mlflow.db.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the proposals, instead of the job's.")
+@click.option(
+    "--polish",
+    type=click.Choice(["none", "sequential"]),
+    help="Polish the front's points when the search has ended, instead of the job's choice.",
+)
 @click.option("--force", is_flag=True, help="Search although the hardware profile does not describe this machine.")
 @click.option("--quiet", is_flag=True, help="No progress; errors, warnings and the result only.")
 def search(job: Path, out: Path | None, resume: bool, quiet: bool, **options: object) -> None:

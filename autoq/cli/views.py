@@ -15,6 +15,7 @@ from autoq.core.result import Front
 from autoq.model.source import SourceModel
 from autoq.pipeline import Outcome
 from autoq.record.layer_losses import describe_losses
+from autoq.record.polish_summary import polish_table, polish_text
 from autoq.record.summary import describe_gain, front_table, metric_unit, unit_of
 from autoq.record.verify import Verification
 from autoq.search.candidates import Candidates
@@ -59,6 +60,8 @@ def print_front(front: Front) -> None:
     console = _console()
     console.print(table)
     console.print(escape(describe_gain(front)), soft_wrap=True)
+    for polished in polish_table(front):
+        console.print(escape(polish_text(front, polished)), soft_wrap=True)
     for dropped in front.dropped:
         console.print(f"dropped {dropped.point.id}: {escape(dropped.why)}", style="dim", soft_wrap=True)
     for note in front.notes:

@@ -95,9 +95,32 @@ class MetricPair:
     drop_ci95: tuple[float, float] | None = None
 
 
+PolishKind = Literal["sequential"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Polish:
+    """What polishing did to a point: the same policy in the same form with other numbers (weights, scales, biases).
+
+    ``held_out`` is the distance ``measure`` to float32's outputs, before and after, on calibration rows that nothing
+    was fitted to: what decided for the new numbers. ``layers`` counts the layers whose numbers changed, ``seconds`` is
+    what it took. ``before`` is the point as it was, scored and timed beside it.
+    """
+
+    kind: PolishKind
+    measure: str
+    held_out: tuple[float, float]
+    layers: int
+    seconds: float
+    before: FrontPoint
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontPoint:
-    """One model on the front, as ``front.json`` shows it. ``model_path`` is relative to the run folder."""
+    """One model on the front, as ``front.json`` shows it. ``model_path`` is relative to the run folder.
+
+    All figures are of that file; ``polish`` has those of the file before, where it was polished.
+    """
 
     id: str
     policy: Policy
@@ -109,6 +132,7 @@ class FrontPoint:
     model_path: str
     sha256: str
     origin: str = ""
+    polish: Polish | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,7 +48,7 @@ class Graph:
                 if name:
                     self.consumers.setdefault(name, []).append((node, index))
         # Tensors that If, Loop or Scan bodies read from outside must keep their names and meaning.
-        self.captured = frozenset(_captured_names(graph))
+        self.captured = frozenset(captured_names(graph))
         values = (*graph.input, *graph.value_info, *graph.output)
         self.shapes = {
             value.name: tuple(
@@ -83,7 +83,8 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     return default
 
 
-def _captured_names(graph: onnx.GraphProto) -> set[str]:
+def captured_names(graph: onnx.GraphProto) -> set[str]:
+    """What the bodies in ``graph`` read and make; those of its own tensors among them are read from outside."""
     names: set[str] = set()
     for node in graph.node:
         for entry in node.attribute:
@@ -91,5 +92,5 @@ def _captured_names(graph: onnx.GraphProto) -> set[str]:
             for body in bodies:
                 names |= {name for inner in body.node for name in inner.input if name}
                 names |= {value.name for value in body.output}
-                names |= _captured_names(body)
+                names |= captured_names(body)
     return names

@@ -298,16 +298,13 @@ class _Builder:
     def _correction(self, layer: Layer, scheme: Scheme) -> np.ndarray | None:
         """What to add to the bias that the layer itself reads; an Add behind it gets its share when its turn comes."""
         assert scheme.weight is not None
-        if not scheme.weight.bias_correction:
-            return None
-        try:
-            shift = self.corrections[layer.name, scheme.weight]
-        except KeyError:
-            raise TrialError("build", f"layer {layer.name!r}: no correction of its bias for {scheme}") from None
-        if layer.op_type != "MatMul":
+        shift = self.corrections.get((layer.name, scheme.weight))
+        if shift is None and scheme.weight.bias_correction:
+            raise TrialError("build", f"layer {layer.name!r}: no correction of its bias for {scheme}")
+        if shift is None or layer.op_type != "MatMul":
             return shift
         found = added_bias(self.graph, layer)
-        assert found is not None, "candidates offers no correction to other layers"
+        assert found is not None, "no correction is offered to other layers"
         self.corrected_adds[found[0].name] = (found[1], shift)
         return None
 

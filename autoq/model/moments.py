@@ -159,11 +159,23 @@ class SecondMoment:
 
     def update(self, values: npt.NDArray[np.float32]) -> None:
         """Adds one batch of the layer's input: ``[n, channels, *spatial]`` for a Conv, ``[..., K]`` otherwise."""
-        patches = self._patches(values) if self.inputs.op_type == "Conv" else self._rows(values)
+        patches = self.patches(values)
         # [groups, positions, K]: one matrix product a group, in float32 with a float64 running sum.
         self.total += np.matmul(patches.transpose(0, 2, 1), patches)
         self.sum += patches.sum(axis=1, dtype=np.float64)
         self.seen += patches.shape[1]
+
+    def patches(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """What :meth:`update` samples of one batch, ``[groups, positions, K]``."""
+        return self._patches(values) if self.inputs.op_type == "Conv" else self._rows(values)
+
+    def outputs(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The layer's output at the positions of :meth:`patches`, ``[groups, positions, channels of a group]``."""
+        moved = np.moveaxis(values, 1, -1) if self.inputs.op_type == "Conv" else values
+        rows = moved.reshape(-1, moved.shape[-1])
+        rows = rows[:: self._stride(len(rows), len(values) if values.ndim > 1 else 1)]
+        grouped = rows.reshape(len(rows), self.inputs.groups, -1).transpose(1, 0, 2)
+        return np.ascontiguousarray(grouped, np.float32)
 
     def matrix(self) -> npt.NDArray[np.float64]:
         """The mean of ``x x^T`` so far."""

@@ -8,11 +8,12 @@ Version 1::
      "form": {"names": [str], "latency": LATENCY}}
     POINT = {"id": str, "policy": {layer: scheme}, "metric": {"search", "final", "final_ci95", "drop_ci95"},
              "latency": LATENCY | null,
-             "size_bytes", "peak_memory_bytes", "weight_bits_mean", "model_path", "sha256", "origin"}
+             "size_bytes", "peak_memory_bytes", "weight_bits_mean", "model_path", "sha256", "origin",
+             "polish": {"kind", "measure", "held_out": [before, after], "layers", "seconds", "before": POINT}}
     LATENCY = {"median_ms", "ratio_to_float32", "ratio_ci95", "batch", "threads"}
 
-``form`` is there where the points have another form than the model. Raw timing samples are left out. A reader ignores
-fields it does not know, and refuses a newer version.
+``form`` is there where the points have another form than the model, ``polish`` where a point was polished. Raw timing
+samples are left out. A reader ignores fields it does not know, and refuses a newer version.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from autoq.core.objectives import OBJECTIVES
 from autoq.core.policy import Policy
-from autoq.core.result import DroppedPoint, FormGain, Front, FrontPoint, Latency, MetricPair
+from autoq.core.result import DroppedPoint, FormGain, Front, FrontPoint, Latency, MetricPair, Polish, PolishKind
 from autoq.errors import JobError, RunError
 from autoq.record.files import write_atomically
 from autoq.record.json_reader import Node
@@ -136,6 +137,18 @@ def _point_document(point: FrontPoint) -> dict[str, Any]:
         "model_path": point.model_path,
         "sha256": point.sha256,
         "origin": point.origin,
+        **({} if point.polish is None else {"polish": _polish_document(point.polish)}),
+    }
+
+
+def _polish_document(polish: Polish) -> dict[str, Any]:
+    return {
+        "kind": polish.kind,
+        "measure": polish.measure,
+        "held_out": list(polish.held_out),
+        "layers": polish.layers,
+        "seconds": polish.seconds,
+        "before": _point_document(polish.before),
     }
 
 
@@ -181,6 +194,25 @@ def _read_point(node: Node, objectives: tuple[str, ...]) -> FrontPoint:
         model_path=node.get("model_path").text(),
         sha256=node.get("sha256").text(),
         origin=node.get("origin").text(),
+        polish=_read_polish(node, objectives),
+    )
+
+
+def _read_polish(point: Node, objectives: tuple[str, ...]) -> Polish | None:
+    if "polish" not in point.value:
+        return None
+    node = point.get("polish")
+    kind: Any = node.get("kind").one_of(get_args(PolishKind))
+    held_out = node.get("held_out").items()
+    if len(held_out) != 2:
+        node.get("held_out").fail("must be a list of two numbers")
+    return Polish(
+        kind=kind,
+        measure=node.get("measure").text(),
+        held_out=(held_out[0].number(), held_out[1].number()),
+        layers=node.get("layers").integer(),
+        seconds=node.get("seconds").number(),
+        before=_read_point(node.get("before"), objectives),
     )
 
 

@@ -8,6 +8,7 @@ Version 1::
      "layers": [{"layer", "op", "node", "weight", "weight_index": int, "outputs": [str], "scheme"}],
      "scales": {tensor: {"scale": float, "zero_point": int, "dtype": "uint8" | "int8"}},
      "metric": {"name", "direction", "search", "final", "final_ci95", "drop_ci95", "float32": {"search", "final"}},
+     "polish": {"kind", "measure", "held_out", "before": {"sha256", "search", "final"}} | null,
      "latency": {"median_ms", "ratio_to_float32", "ratio_ci95", "batch", "threads"} | null,
      "peak_memory_bytes": int | null, "profile": str, "versions": {package: version},
      "job": {...}, "base_dir": str}
@@ -76,6 +77,7 @@ def manifest_of(front: Front, point: FrontPoint, run: Mapping[str, Any], model: 
             "drop_ci95": point.metric.drop_ci95,
             "float32": {"search": base.metric.search, "final": base.metric.final},
         },
+        "polish": _polish(point),
         "latency": _latency(point.latency),
         "peak_memory_bytes": point.peak_memory_bytes,
         "profile": record.get("profile").value,
@@ -154,6 +156,18 @@ def _check(root: Node) -> None:
     metric = root.get("metric")
     metric.get("search").number()
     metric.get("final").number_or_none()
+
+
+def _polish(point: FrontPoint) -> dict[str, Any] | None:
+    if point.polish is None:
+        return None
+    before = point.polish.before
+    return {
+        "kind": point.polish.kind,
+        "measure": point.polish.measure,
+        "held_out": list(point.polish.held_out),
+        "before": {"sha256": before.sha256, "search": before.metric.search, "final": before.metric.final},
+    }
 
 
 def _latency(latency: Latency | None) -> dict[str, Any] | None:

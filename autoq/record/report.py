@@ -13,6 +13,7 @@ from autoq.core.result import Front, Trial
 from autoq.record.choice import uses_final
 from autoq.record.interactive import front_div, plotting_script
 from autoq.record.plot_data import BITS_COLOURS
+from autoq.record.polish_summary import polish_table
 from autoq.record.summary import FrontRow, describe_gain, front_marks, front_table, metric_unit, policy_summary
 
 _MOST_MESSAGES = 10
@@ -37,6 +38,7 @@ def report_html(front: Front, trials: Sequence[Trial], extras: Mapping[str, Mapp
         front_div(front, trials),
         "<h2>Which layer has which scheme</h2>",
         _heat_map(front),
+        _polish(front),
         _dropped(front),
         _failures(trials),
         "<h2>How it was measured</h2>",
@@ -121,6 +123,38 @@ def _heat_map(front: Front) -> str:
             )
         rows.append(f"<tr><th>{html.escape(layer)}</th>{''.join(cells)}</tr>")
     return f'<div class="wide"><table class="heat"><tr><th></th>{heads}</tr>{"".join(rows)}</table></div>'
+
+
+def _polish(front: Front) -> str:
+    rows = polish_table(front)
+    if not rows:
+        return ""
+    split = "final" if rows[0].on_final else "search"
+    head = [
+        "model", "kind", f"{front.metric_name}, {split} split", "to float32 on rows held out", "speed, x float32",
+        "size, KB", "layers changed", "s",
+    ]  # fmt: skip
+    body = []
+    for row in rows:
+        old, new = (_number(value, ".2f") for value in row.speedup)
+        cells = [
+            f"<code>{html.escape(row.id)}</code>",
+            row.kind,
+            f"{row.metric[0]:.4f} → {row.metric[1]:.4f}",
+            f"{html.escape(row.measure)} {row.held_out[0]:.4g} → {row.held_out[1]:.4g}",
+            f"{old} → {new}",
+            f"{row.size_bytes[0] / 1e3:,.0f} → {row.size_bytes[1] / 1e3:,.0f}",
+            str(row.layers),
+            f"{row.seconds:.0f}",
+        ]
+        body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    heads = "".join(f"<th>{html.escape(text)}</th>" for text in head)
+    return (
+        "<h2>Polished</h2><p>New numbers in the same form, fitted to float32's outputs on calibration rows without "
+        "labels. Rows held out of these decided; the figures of the file before are for the record.</p>"
+        f'<div class="wide"><table class="numbers"><thead><tr>{heads}</tr></thead><tbody>{"".join(body)}</tbody>'
+        "</table></div>"
+    )
 
 
 def _dropped(front: Front) -> str:

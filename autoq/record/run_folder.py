@@ -6,7 +6,8 @@
       run.json        the job, what it was run on, the identity that --resume checks
       trials.jsonl    every finished trial, one line each
       study.db        the same as an Optuna study, for optuna-dashboard
-      models/         the files of the front, <policy id>.onnx
+      models/         the files of the front, <policy id>.onnx, polished <policy id>.polished.onnx
+      polish.jsonl    what came of each polish, one line each
       front.json      the front, after every trial
       front.png, front.html, report.html      at the end
 """
@@ -38,6 +39,7 @@ class RunFolder:
         self.models = path / "models"
         self.trials = path / "trials.jsonl"
         self.study = path / "study.db"
+        self.polish = path / "polish.jsonl"
         self.front = path / "front.json"
         self._lock: IO[str] | None = None
         self._made: list[Path] = []
@@ -63,6 +65,7 @@ class RunFolder:
         self._made = missing
         if not resume:
             self.study.unlink(missing_ok=True)
+            self.polish.unlink(missing_ok=True)
         return self
 
     def _check_use(self, resume: bool) -> None:

@@ -26,6 +26,7 @@ from autoq.record.tracking_fields import (
     MAX_TAG,
     cut,
     flat_params,
+    polish_metrics,
     trial_key,
     trial_metrics,
     trial_params,
@@ -276,6 +277,9 @@ class Tracker:
         if front.final and point.latency is not None:
             metrics["final_latency_ratio"] = point.latency.ratio_to_float32
         tags = {"autoq.front": on_front} | ({"autoq.dropped": why} if why else {})
+        if point.polish is not None:
+            values, tags["autoq.polish"] = polish_metrics(point.polish), point.polish.kind
+            metrics |= values
         self._log_values(run_id, metrics, {}, tags)
 
     def _write_model(

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from autoq.core.result import Trial
+from autoq.core.result import Polish, Trial
 from autoq.record.summary import policy_summary
 
 # Limits of the tracking server's data model (MLflow 3: mlflow/utils/validation.py).
@@ -86,6 +86,20 @@ def trial_metrics(trial: Trial) -> dict[str, float]:
         "weight_bits_mean": trial.weight_bits_mean,
     }
     values |= {f"seconds.{step}": seconds for step, seconds in trial.seconds.items()}
+    return {name: float(value) for name, value in values.items() if value is not None}
+
+
+def polish_metrics(polish: Polish) -> dict[str, float]:
+    """What a polished point was before, and the distances to float32 that decided."""
+    before = polish.before
+    values = {
+        "polish.before.metric": before.metric.search,
+        "polish.before.final_metric": before.metric.final,
+        "polish.before.final_latency_ratio": before.latency.ratio_to_float32 if before.latency else None,
+        "polish.held_out_before": polish.held_out[0],
+        "polish.held_out_after": polish.held_out[1],
+        "seconds.polish": polish.seconds,
+    }
     return {name: float(value) for name, value in values.items() if value is not None}
 
 

@@ -40,7 +40,7 @@ def read_scores(output: np.ndarray, targets: np.ndarray, axis: int, what: str) -
         return flat, columns
     if columns.shape[1] == 2:
         return flat, columns[:, 1] - columns[:, 0]
-    return flat, _as_probabilities(columns)
+    return flat, as_probabilities(columns)
 
 
 def read_probabilities(output: np.ndarray, targets: np.ndarray, axis: int, what: str) -> tuple[np.ndarray, np.ndarray]:
@@ -51,7 +51,7 @@ def read_probabilities(output: np.ndarray, targets: np.ndarray, axis: int, what:
         if columns.min() < 0 or columns.max() > 1:
             columns = np.exp(-np.logaddexp(0.0, -columns))  # sigmoid, without overflow
         return flat, columns
-    return flat, _as_probabilities(columns)
+    return flat, as_probabilities(columns)
 
 
 def read_values(output: np.ndarray, targets: np.ndarray, axis: int, what: str) -> tuple[np.ndarray, np.ndarray]:
@@ -106,7 +106,8 @@ def _flat_targets(targets: np.ndarray, count: int, what: str) -> np.ndarray:
     return targets.reshape(-1)
 
 
-def _as_probabilities(columns: np.ndarray) -> np.ndarray:
+def as_probabilities(columns: np.ndarray) -> np.ndarray:
+    """``columns`` [n, classes] as probabilities: rows that sum to 1 as they are, else their softmax."""
     sums = columns.sum(axis=1, keepdims=True)
     if columns.min() >= 0 and (np.abs(sums - 1) <= _SUM_TOLERANCE).all():
         return columns / sums

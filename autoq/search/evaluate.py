@@ -68,9 +68,9 @@ class Evaluator:
     """Evaluates policies of one workload; keeps what they share."""
 
     def __init__(self, workload: Workload) -> None:
-        self._workload = workload
+        self.workload = workload
         graph = Graph(onnx.ModelProto.FromString(workload.model))
-        self._lowering = Lowering(
+        self.lowering = Lowering(
             graph,
             workload.layers,
             workload.affines,
@@ -79,20 +79,24 @@ class Evaluator:
             accuracy_level=workload.accuracy_level,
             forms=workload.forms,
         )
-        self._metric = Metric.from_spec(workload.metric, Path(workload.base_dir))
+        self.metric = Metric.from_spec(workload.metric, Path(workload.base_dir))
 
     def evaluate(self, policy: Policy) -> Scored | Failure:
         """Builds, loads and scores a canonical policy. What goes wrong with the candidate comes back as a value.
 
         That holds for a defect of our own, too: one candidate that cannot be built must not cost the whole search.
         """
+        return self.score(policy, lambda: self.lowering.build(policy))
+
+    def score(self, policy: Policy, build: Callable[[], bytes]) -> Scored | Failure:
+        """As :meth:`evaluate`, of the file that ``build`` gives."""
         seconds: dict[str, float] = {}
-        work = self._workload
+        work = self.workload
         try:
-            model = _timed(seconds, "build", lambda: self._lowering.build(policy))
+            model = _timed(seconds, "build", build)
             session = _timed(seconds, "load", lambda: open_session(model, threads=work.threads))
             outputs = _timed(seconds, "metric", lambda: run_batches(session, work.inputs, work.batch))
-            metric = _timed(seconds, "metric_function", lambda: self._metric(outputs, work.targets))
+            metric = _timed(seconds, "metric_function", lambda: self.metric(outputs, work.targets))
         except TrialError as error:
             return Failure(reason=error.reason, message=str(error))  # type: ignore[arg-type]
         except MetricError as error:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from autoq.core.policy import Policy
 from autoq.core.result import Failure, Latency
 from autoq.errors import TrialError
 from autoq.runtime.meter import Measurement, Meter
 from autoq.search.evaluate import Evaluator, Scored, Workload
+
+Task = Callable[[Evaluator, Any, Any], Any]
 
 
 class Executor(Protocol):
@@ -20,6 +22,14 @@ class Executor(Protocol):
 
     def score(self, policies: Sequence[Policy]) -> Iterator[Scored | Failure]:
         """One result for each policy, in their order, as they become ready."""
+        ...
+
+    def run(self, task: Task, shared: Any, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """``task(evaluator, shared, item)`` for every item: its place and what came of it, as each is done.
+
+        Items are begun in their order. All three travel to the workers, ``shared`` once. One whose worker is lost, or
+        whose task raises, comes to a :class:`Failure`.
+        """
         ...
 
     def measure(self, model: Path) -> Measurement | Failure:
@@ -51,6 +61,11 @@ class LocalExecutor:
         """See :class:`Executor`."""
         return (self._evaluator.evaluate(policy) for policy in policies)
 
+    def run(self, task: Task, shared: Any, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """See :class:`Executor`."""
+        for position, item in enumerate(items):
+            yield position, attempted(task, self._evaluator, shared, item)
+
     def measure(self, model: Path) -> Measurement | Failure:
         """See :class:`Executor`."""
         return measured(self._meter, model)
@@ -62,6 +77,17 @@ class LocalExecutor:
     def close(self) -> None:
         """See :class:`Executor`."""
         self._meter.close()
+
+
+def attempted(task: Task, evaluator: Evaluator, shared: Any, item: Any) -> Any:
+    """What the task gives, or why it gives nothing, as a value."""
+    try:
+        return task(evaluator, shared, item)
+    except TrialError as error:
+        return Failure(reason=error.reason, message=str(error))  # type: ignore[arg-type]
+    except Exception as error:  # a defect of ours, or of a library: it costs this item alone
+        message = f"internal error, {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return Failure(reason="build", message=message)
 
 
 def measured(meter: Meter, model: Path) -> Measurement | Failure:

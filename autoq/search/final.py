@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from autoq.core.objectives import constraint_violations, losses, metric_drop, point_losses, point_values
-from autoq.core.result import DroppedPoint, FrontPoint, MetricPair, Trial
+from autoq.core.result import DroppedPoint, FrontPoint, Latency, MetricPair, Polish, Trial
 from autoq.errors import RunError
 from autoq.numerics.bootstrap import interval
 from autoq.numerics.pareto import non_dominated
@@ -19,6 +19,7 @@ from autoq.runtime.data import Split
 from autoq.runtime.metric import Metric, bootstrap_paired
 from autoq.runtime.ort import open_session, run_batches
 from autoq.search.executor import Executor
+from autoq.search.polish import Polished
 from autoq.search.problem import Problem
 
 LATENCY_STEP = 0.01
@@ -50,9 +51,13 @@ def check_front(
     seed: int,
     workers: int,
     run_folder: Path,
+    polished: Mapping[str, Polished] | None = None,
     step: Callable[[str], None] = lambda text: None,
 ) -> Checked:
     """Scores and times the models in ``paths``, those of the trials ``front``, against float32.
+
+    Points whose ids ``polished`` has are on the front with their polished file; the file before is scored and timed
+    beside it, for the record alone.
 
     A point falls off when it breaks a constraint on the final split, or when another point or float32 dominates it
     there (latencies within :data:`LATENCY_STEP` of each other count as equal): the search split had flattered it.
@@ -65,13 +70,15 @@ def check_front(
         session = open_session(path, threads=1)
         return metric.reads(run_batches(session, split.inputs, batch))
 
-    step(f"scoring {len(paths)} models on the final split")
+    polished = polished or {}
+    every = [*paths, *(own.path for own in polished.values())]
+    step(f"scoring {len(every)} models on the final split")
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        found = list(pool.map(outputs, [baseline_path, *paths]))
+        found = list(pool.map(outputs, [baseline_path, *every]))
     metrics = [metric(each, split.targets) for each in found]
     samples = bootstrap_paired(metric, found, split.targets, split.group, seed=seed)
-    step(f"timing {len(paths)} models in turn")
-    latencies = executor.measure_many(paths) if paths else []
+    step(f"timing {len(every)} models in turn")
+    latencies = executor.measure_many(every) if every else []
     drops = [
         [metric_drop(own, base, problem.direction) for own, base in zip(row, samples[0], strict=True)]
         for row in samples
@@ -80,16 +87,20 @@ def check_front(
         baseline,
         metric=MetricPair(search=baseline.metric.search, final=metrics[0], final_ci95=interval(samples[0])),
     )
+
+    def metric_pair(search_metric: float | None, i: int) -> MetricPair:
+        return MetricPair(
+            search=_present(search_metric),
+            final=metrics[i],
+            final_ci95=interval(samples[i]),
+            drop_ci95=interval(np.asarray(drops[i])),
+        )
+
     points = [
         FrontPoint(
             id=trial.id,
             policy=trial.policy,
-            metric=MetricPair(
-                search=_present(trial.metric),
-                final=metrics[i],
-                final_ci95=interval(samples[i]),
-                drop_ci95=interval(np.asarray(drops[i])),
-            ),
+            metric=metric_pair(trial.metric, i),
             latency=latencies[i - 1],
             size_bytes=int(_present(trial.size_bytes)),
             peak_memory_bytes=trial.peak_memory_bytes,
@@ -100,7 +111,35 @@ def check_front(
         )
         for i, trial in enumerate(front, start=1)
     ]
+    for i, (key, own) in enumerate(polished.items(), start=1 + len(paths)):
+        where = next(index for index, point in enumerate(points) if point.id == key)
+        points[where] = _with_polish(
+            points[where], own, metric_pair(own.record.metric, i), latencies[i - 1], own.path.relative_to(run_folder)
+        )
     return _sorted_out(checked_baseline, points, problem)
+
+
+def _with_polish(
+    before: FrontPoint, polished: Polished, metric: MetricPair, latency: Latency, path: Path
+) -> FrontPoint:
+    record = polished.record
+    return dataclasses.replace(
+        before,
+        metric=metric,
+        latency=latency,
+        size_bytes=int(_present(record.size_bytes)),
+        peak_memory_bytes=polished.peak_memory_bytes,
+        model_path=str(path),
+        sha256=record.sha256 or "",
+        polish=Polish(
+            kind=record.kind,
+            measure=record.measure,
+            held_out=record.held_out,
+            layers=record.layers,
+            seconds=record.seconds,
+            before=before,
+        ),
+    )
 
 
 def _sorted_out(baseline: FrontPoint, points: list[FrontPoint], problem: Problem) -> Checked:

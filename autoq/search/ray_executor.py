@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from autoq.core.result import Failure, Latency
 from autoq.errors import RunError
 from autoq.runtime.meter import Measurement, Meter
 from autoq.search.evaluate import Evaluator, Scored, Workload
-from autoq.search.executor import measured
+from autoq.search.executor import Task, attempted, measured
 
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -55,6 +55,11 @@ class _Worker:
         """As :meth:`autoq.search.evaluate.Evaluator.evaluate`."""
         assert self._evaluator is not None
         return self._evaluator.evaluate(policy)
+
+    def attempt(self, task: Task, shared: list[Any], item: Any) -> Any:
+        """As :func:`autoq.search.executor.attempted`; ``shared`` is a list of one reference."""
+        assert self._evaluator is not None
+        return attempted(task, self._evaluator, _import_ray().get(shared[0]), item)
 
 
 class RayExecutor:
@@ -113,38 +118,49 @@ class RayExecutor:
 
     def score(self, policies: Sequence[Policy]) -> Iterator[Scored | Failure]:
         """See :class:`autoq.search.executor.Executor`."""
-        waiting = [(position, policy, 1) for position, policy in enumerate(policies)]
-        running: dict[Any, tuple[int, Policy, int, Any]] = {}
         results: dict[int, Scored | Failure] = {}
+        done = self._each(lambda actor, position: actor.evaluate.remote(policies[position]), len(policies))
         for given in range(len(policies)):
             while given not in results:
-                while waiting and self._idle:
-                    position, policy, attempt = waiting.pop(0)
-                    actor = self._idle.pop(0)
-                    running[actor.evaluate.remote(policy)] = (position, policy, attempt, actor)
-                patience = None if running else _PATIENCE_S
-                ready, _ = self._ray.wait([*running, *self._starting], num_returns=1, timeout=patience)
-                if not ready:
-                    raise RunError(
-                        f"no Ray worker has started within {_PATIENCE_S:g} s: the cluster has no free core (see `ray "
-                        "status`). Finished trials are kept; --resume goes on"
-                    )
-                for reference in ready:
-                    if reference in self._starting:
-                        self._started(reference)
-                        continue
-                    position, policy, attempt, actor = running.pop(reference)
-                    result = self._result(reference)
-                    if not isinstance(result, str):
-                        self._idle.append(actor)
-                        results[position] = result
-                        continue
-                    self._replace(actor)
-                    if attempt < _TRIES:
-                        waiting.insert(0, (position, policy, attempt + 1))
-                    else:
-                        results[position] = Failure(reason="worker_lost", message=f"its worker died twice: {result}")
+                results.update([next(done)])
             yield results.pop(given)
+
+    def run(self, task: Task, shared: Any, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """See :class:`autoq.search.executor.Executor`."""
+        reference = [self._ray.put(shared)]
+        return self._each(lambda actor, position: actor.attempt.remote(task, reference, items[position]), len(items))
+
+    def _each(self, begin: Callable[[Any, int], Any], count: int) -> Iterator[tuple[int, Any]]:
+        """What ``begin`` (an actor, a position) came to at each position, as each is done; begun in their order."""
+        waiting = [(position, 1) for position in range(count)]
+        running: dict[Any, tuple[int, int, Any]] = {}
+        while waiting or running:
+            while waiting and self._idle:
+                position, attempt = waiting.pop(0)
+                actor = self._idle.pop(0)
+                running[begin(actor, position)] = (position, attempt, actor)
+            patience = None if running else _PATIENCE_S
+            ready, _ = self._ray.wait([*running, *self._starting], num_returns=1, timeout=patience)
+            if not ready:
+                raise RunError(
+                    f"no Ray worker has started within {_PATIENCE_S:g} s: the cluster has no free core (see `ray "
+                    "status`). Finished trials are kept; --resume goes on"
+                )
+            for reference in ready:
+                if reference in self._starting:
+                    self._started(reference)
+                    continue
+                position, attempt, actor = running.pop(reference)
+                result = self._result(reference)
+                if not isinstance(result, str):
+                    self._idle.append(actor)
+                    yield position, result
+                    continue
+                self._replace(actor)
+                if attempt < _TRIES:
+                    waiting.insert(0, (position, attempt + 1))
+                else:
+                    yield position, Failure(reason="worker_lost", message=f"its worker died twice: {result}")
 
     def _started(self, reference: Any) -> None:
         """Takes up a worker that has prepared itself. Raises :class:`RunError` where none can."""

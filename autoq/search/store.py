@@ -55,14 +55,22 @@ class TrialLog:
 
     def append(self, trial: Trial) -> None:
         """Adds one finished trial. Raises :class:`RunError` when it cannot be written, for one on a full disk."""
-        try:
-            with self.path.open("a+b") as handle:
-                _drop_torn_line(handle)
-                handle.write(_line(trial))
-                handle.flush()
-                os.fsync(handle.fileno())
-        except OSError as error:
-            raise disk_error(self.path, error) from None
+        append_line(self.path, _line(trial))
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Adds a line to a file, in the place of one cut short; returns when it is safe on disk.
+
+    Raises :class:`RunError` when it cannot be written, for one on a full disk.
+    """
+    try:
+        with path.open("a+b") as handle:
+            _drop_torn_line(handle)
+            handle.write(line)
+            handle.flush()
+            os.fsync(handle.fileno())
+    except OSError as error:
+        raise disk_error(path, error) from None
 
 
 def disk_error(path: Path, error: OSError) -> RunError:

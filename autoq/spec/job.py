@@ -100,9 +100,20 @@ class Budget(Fields):
 
 
 class SearchChoice(Fields):
-    """``sampler``: which algorithm proposes candidates (:data:`autoq.search.proposer.SAMPLERS`)."""
+    """``sampler``: which algorithm proposes candidates (:data:`autoq.search.proposer.SAMPLERS`).
+
+    ``polish``: what is done to the points of the front when the search has ended (:mod:`autoq.search.polish`), for
+    ``polish_time_s`` seconds at the most (``polish_time`` in the file).
+    """
 
     sampler: Literal["front", "tpe", "nsga2", "random"] = "front"
+    polish: Literal["none", "sequential"] = "none"
+    polish_time_s: float = Field(default=600.0, alias="polish_time")
+
+    @field_validator("polish_time_s", mode="before")
+    @classmethod
+    def _time_seconds(cls, value: Any) -> Any:
+        return _seconds(value)
 
 
 class Tracking(Fields):
@@ -226,10 +237,12 @@ class Job:
         time: str | float | None = None,
         tracking_uri: str | None = None,
         seed: int | None = None,
+        polish: str | None = None,
     ) -> Job:
         """This job with what is not ``None`` replaced, checked as in a file (:class:`JobError`)."""
         values = self.to_dict()
         changes = [("budget", "trials", trials), ("budget", "time", time), ("tracking", "uri", tracking_uri)]
+        changes.append(("search", "polish", polish))
         for section, name, value in changes:
             if value is not None:
                 values[section][name] = value

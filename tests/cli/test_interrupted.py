@@ -22,7 +22,9 @@ import pytest
 import yaml
 
 from autoq.core.identity import sha256_hex
+from autoq.record.export import export_point
 from autoq.record.front import read_front
+from autoq.record.verify import verify
 from autoq.search.store import TrialLog
 from tests.cli.calls import Done, assert_one_message, call
 from tests.small_job import QUIET_SEARCH, ROOT, autoq, dump_job, environment, small_disk, small_model, write_job
@@ -148,6 +150,38 @@ def test_ctrl_c_in_mid_search(job: Path, whole: Path, tmp_path: Path, after: int
     assert mlflow.MlflowClient(record["uri"]).get_run(record["run_id"]).info.status == "KILLED"
     if after > 1:
         resume(job, run, whole)
+
+
+def test_a_kill_while_points_are_polished(
+    whole: Path, job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trials stay, polishes that are done stay, the others follow; what is then exported is what was scored."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    log = run / "polish.jsonl"
+    options = ("--out", run, "--resume", "--polish", "sequential")
+    with started(job, *options, "--ray", "off") as process:
+        wait_for(lambda: log.exists() and b"\n" in log.read_bytes(), process)
+        process.kill()
+        process.wait()
+    done = log.read_text().splitlines()
+    again = autoq("search", job, *options, "--ray", "off", "--quiet")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert trials_of(run) == trials_of(whole)
+    lines = log.read_text().splitlines()
+    assert lines[: len(done)] == done
+    assert len({json.loads(line)["key"] for line in lines}) == len(lines)
+    front = read_front(run / "front.json")
+    polished = [point for point in front.points if point.polish is not None]
+    assert front.final and polished
+    for point in polished:
+        assert point.polish is not None and point.polish.held_out[1] < point.polish.held_out[0]
+        assert sha256_hex((run / point.model_path).read_bytes()) == point.sha256 != point.polish.before.sha256
+    point = export_point(run, polished[0].id, tmp_path / "export")
+    assert point.model_path.endswith(".polished.onnx")
+    assert verify(tmp_path / "export").ok
+    assert json.loads((tmp_path / "export" / "manifest.json").read_text())["polish"]["kind"] == "sequential"
+    assert f"{point.id} polished (sequential): accuracy" in call(capsys, "front", run).out
 
 
 @pytest.mark.parametrize("ray", ["off", "local"])

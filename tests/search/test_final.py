@@ -20,6 +20,8 @@ from autoq.errors import TrialError
 from autoq.runtime.data import Split
 from autoq.runtime.metric import Metric
 from autoq.search.final import Checked, check_front
+from autoq.search.polish import Polished
+from autoq.search.polish_log import PolishRecord
 from tests.search.problems import TableExecutor, make_latency, make_problem, make_trial
 
 ROWS = 400
@@ -227,3 +229,55 @@ def test_a_latency_within_the_noise_keeps_no_point_on_the_front(tmp_path: Path, 
     found = check(tmp_path, split, accuracy, points)
     assert [stem(point) for point in found.points] == ["better", "faster"]
     assert [stem(dropped.point) for dropped in found.dropped] == ["by noise"]
+
+
+def test_a_polished_point_stands_for_itself_and_keeps_what_it_was(
+    tmp_path: Path, split: Split, accuracy: Metric
+) -> None:
+    """Both files are scored and timed; the polished one is on the front, also where the final split likes it less."""
+    (tmp_path / "models").mkdir()
+    trials = [make_trial(number, policy, 0.85, 0.5, 100) for number, policy in zip(range(2), policies(), strict=False)]
+    paths = [
+        write_model(tmp_path / "models" / f"{trial.id}.onnx", share)
+        for trial, share in zip(trials, (0.8, 0.85), strict=True)
+    ]
+    new = write_model(tmp_path / "models" / f"{trials[1].id}.polished.onnx", 0.82)
+    record = PolishRecord(
+        key="k",
+        id=trials[1].id,
+        kind="sequential",
+        measure="KL divergence",
+        held_out=(0.2, 0.1),
+        layers=2,
+        seconds=3.0,
+        sha256="f" * 64,
+        size_bytes=99,
+        metric=0.87,
+    )
+    found = check_front(
+        trials,
+        paths,
+        _baseline_point(trials[0]),
+        write_model(tmp_path / "float32.onnx", 0.9),
+        problem=make_problem(("a", "b")),
+        executor=RatiosExecutor({paths[0].stem: 0.5, paths[1].stem: 0.48, new.stem: 0.49}),
+        metric=accuracy,
+        split=split,
+        batch=64,
+        seed=0,
+        workers=1,
+        run_folder=tmp_path,
+        polished={trials[1].id: Polished(new, record, 777)},
+    )
+    (point,) = found.points  # the other one is dominated
+    assert point.id == trials[1].id
+    assert (point.model_path, point.sha256) == (f"models/{new.name}", "f" * 64)
+    assert (point.size_bytes, point.peak_memory_bytes) == (99, 777)
+    assert point.metric.search == 0.87
+    assert point.metric.final == np.ceil(0.82 * ROWS) / ROWS
+    assert point.latency is not None and point.latency.ratio_to_float32 == 0.49
+    assert point.polish is not None and point.polish.held_out == (0.2, 0.1)
+    before = point.polish.before
+    assert before.polish is None and before.model_path == f"models/{paths[1].name}"
+    assert before.metric.search == 0.85 and before.metric.final == 0.85
+    assert before.latency is not None and before.latency.ratio_to_float32 == 0.48

@@ -27,6 +27,7 @@ from autoq.search import ray_executor
 from autoq.search.evaluate import Scored, Workload
 from autoq.search.executor import LocalExecutor
 from autoq.search.groundwork import lay_groundwork
+from autoq.search.polish_point import PolishItem, PolishWork, polish_point
 from autoq.search.ray_executor import RayExecutor
 from autoq.spec.job import load_job
 from tests.small_job import QUIET_SEARCH, environment, tracking_uri, write_job
@@ -155,6 +156,25 @@ def test_two_nodes_score_the_same_bytes_and_metrics_in_order(cluster: Any, bench
         assert list(executor.score([])) == []
     finally:
         executor.close()
+
+
+def test_polishes_on_workers_are_those_of_this_process(cluster: Any, bench: Bench) -> None:
+    work = PolishWork(kind="sequential", inputs=bench.setting.calibration.inputs, unit=1)
+    items = [PolishItem(policy=policy, deadline=time.time() + 600) for policy in bench.policies[6:]]
+    items.insert(0, PolishItem(policy=bench.policies[0], deadline=0.0))
+    local, executor = LocalExecutor(bench.workload, _meter(bench.setting)), bench.executor(cluster.address)
+    try:
+        here, there = (dict(each.run(polish_point, work, items)) for each in (local, executor))
+    finally:
+        local.close()
+        executor.close()
+    assert here[0] == there[0] == Failure(reason="timeout", message="the time for polishing ran out")
+    assert sorted(there) == sorted(here) == list(range(len(items)))
+    for position in range(1, len(items)):
+        one, other = here[position], there[position]
+        assert (one.held_out, one.layers, one.why) == (other.held_out, other.layers, other.why)
+        assert (one.scored and one.scored.sha256) == (other.scored and other.scored.sha256)
+    assert any(found.scored for found in list(here.values())[1:])
 
 
 def test_a_worker_that_is_killed_in_mid_trial_loses_nothing(cluster: Any, bench: Bench) -> None:
