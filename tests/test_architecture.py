@@ -38,6 +38,7 @@ HOMES = {
     "mlflow": {"record/tracking.py"},
     "torch": {
         "model/load.py",
+        "model/reconstruct.py",
         "model/torch_door.py",
         "model/torch_graph.py",
         "model/torch_layout.py",

@@ -98,6 +98,11 @@ class Bank:
                 on_entry(done)
         self._share()
 
+    def add(self, layer: Layer, spec: WeightSpec, entry: QuantizedWeight) -> None:
+        """Takes an entry that was computed with others (:mod:`autoq.model.reconstruct`)."""
+        self.entries[layer.name, spec] = entry
+        self._write(layer, spec, entry)
+
     def _own(self, wanted: Wanted) -> list[tuple[Layer, WeightSpec]]:
         """``wanted`` less what has the integers of another; notes which those are."""
         self._shared |= {(layer.name, spec): (layer.name, _plain(layer, spec)) for layer, spec in wanted}
@@ -159,8 +164,8 @@ class Bank:
                     "bits": spec.bits,
                     "rounding": spec.rounding,
                     # The same weight may see other activations elsewhere in the model.
-                    "data": [self.calibration_id, layer.name] if sees_data(layer, spec) else None,
-                    "centered": spec.bias_correction and sees_data(layer, spec),
+                    "data": [self.calibration_id, layer.name] if _knows_data(layer, spec) else None,
+                    "centered": spec.bias_correction and _knows_data(layer, spec),
                 }
             )
         return self._addresses[key]
@@ -211,9 +216,13 @@ class Bank:
             write_aside(path, lambda handle: np.savez(handle, allow_pickle=False, **_arrays(entry)))
 
 
+def _knows_data(layer: Layer, spec: WeightSpec) -> bool:
+    return spec.rounding == "brecq" or sees_data(layer, spec)
+
+
 def _plain(layer: Layer, spec: WeightSpec) -> WeightSpec:
     """The scheme that has the same integers: which ones are best depends on the bias only where data is looked at."""
-    return spec if sees_data(layer, spec) else dataclasses.replace(spec, bias_correction=False)
+    return spec if _knows_data(layer, spec) else dataclasses.replace(spec, bias_correction=False)
 
 
 def _by_hessian(wanted: Wanted, moments: Mapping[str, np.ndarray]) -> list[list[tuple[Layer, WeightSpec]]]:

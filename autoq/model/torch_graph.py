@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -96,22 +97,48 @@ class TorchGraph:
         values: dict[str, Any] = dict(self.constants)
         for name in self.inputs:
             values[name] = hooks[name](feeds[name]) if name in hooks else feeds[name]
-        for node, kernel, done in self._steps:
-            arguments: list[Any] = []
-            for index, name in enumerate(node.input):
-                key = (node.name, index)
-                value: Any = operands[key] if key in operands else values[name] if name else None
-                arguments.append(operand_hooks[key](value) if key in operand_hooks else value)
-            try:
-                results = kernel(*arguments)
-            except Unsupported as why:
-                raise UnsupportedOperator(f"node {node.name!r}: {why}") from None
-            for name, value in zip(node.output, results if isinstance(results, tuple) else (results,), strict=False):
-                if name:
-                    values[name] = hooks[name](value) if name in hooks else value
-            for name in done:
-                values.pop(name, None)
+        for index in range(len(self._steps)):
+            self.step(index, values, operands=operands, hooks=hooks, operand_hooks=operand_hooks)
         return {name: values[name] for name in self.outputs}
+
+    def step(
+        self,
+        index: int,
+        values: dict[str, Any],
+        *,
+        operands: Mapping[Operand, torch.Tensor] = MappingProxyType({}),
+        hooks: Mapping[str, Hook] = MappingProxyType({}),
+        operand_hooks: Mapping[Operand, Hook] = MappingProxyType({}),
+        keep: bool = False,
+    ) -> None:
+        """Computes node ``index`` of :attr:`nodes` on ``values``, which hold constants and what came before.
+
+        With ``keep`` nothing is let go; see :meth:`forget`.
+        """
+        node, kernel, _ = self._steps[index]
+        arguments: list[Any] = []
+        for place, name in enumerate(node.input):
+            key = (node.name, place)
+            value: Any = operands[key] if key in operands else values[name] if name else None
+            arguments.append(operand_hooks[key](value) if key in operand_hooks else value)
+        try:
+            results = kernel(*arguments)
+        except Unsupported as why:
+            raise UnsupportedOperator(f"node {node.name!r}: {why}") from None
+        for name, value in zip(node.output, results if isinstance(results, tuple) else (results,), strict=False):
+            if name:
+                values[name] = hooks[name](value) if name in hooks else value
+        if not keep:
+            self.forget(index, values)
+
+    def forget(self, index: int, values: dict[str, Any]) -> None:
+        """Drops from ``values`` what node ``index`` was the last to read."""
+        for name in self._steps[index][2]:
+            values.pop(name, None)
+
+    def kernel(self, index: int) -> Kernel:
+        """The function of node ``index``: its inputs' tensors in, ``None`` for one left out."""
+        return self._steps[index][1]
 
 
 def nodes_between(graph: Graph, inputs: Sequence[str], outputs: Sequence[str]) -> tuple[onnx.NodeProto, ...]:

@@ -103,7 +103,7 @@ def _candidates(
     refused: list[tuple[Scheme, str]] = []
     replaced: list[tuple[Scheme, Scheme]] = []
     for listed in space.schemes_for(layer.name, layer.op_type):
-        scheme = _with_possible_rounding(layer, profile.instead_of(listed))
+        scheme = _with_possible_rounding(graph, layer, profile.instead_of(listed))
         if no_bias and scheme.weight is not None and scheme.weight.bias_correction:
             scheme = dataclasses.replace(scheme, weight=dataclasses.replace(scheme.weight, bias_correction=False))
             refused.append((listed, no_bias))
@@ -118,14 +118,25 @@ def _candidates(
     return Candidates(layer=layer, schemes=tuple(kept) or (FLOAT32,), refused=tuple(refused), replaced=tuple(replaced))
 
 
-def _with_possible_rounding(layer: Layer, scheme: Scheme) -> Scheme:
-    """GPTQ and AdaRound need the inputs' second moments; layers that have none are rounded to nearest.
+def _with_possible_rounding(graph: Graph, layer: Layer, scheme: Scheme) -> Scheme:
+    """GPTQ and AdaRound need the inputs' second moments; layers that have none are rounded to nearest. One that stands
+    behind an operator that rounding by block cannot compute gets AdaRound instead.
 
     The scheme that comes back says so, in its name. Codebooks do with or without.
     """
     if scheme.weight is None or scheme.weight.rounding in ("nearest", "kmeans", "pq") or has_moment(layer):
-        return scheme
+        return _with_known_operators(graph, layer, scheme)
     return dataclasses.replace(scheme, weight=dataclasses.replace(scheme.weight, rounding="nearest"))
+
+
+def _with_known_operators(graph: Graph, layer: Layer, scheme: Scheme) -> Scheme:
+    if scheme.weight is None or scheme.weight.rounding != "brecq":
+        return scheme
+    from autoq.model.reconstruct import problem  # PyTorch takes seconds to import, and most spaces need it not
+
+    if not problem(graph, layer):
+        return scheme
+    return dataclasses.replace(scheme, weight=dataclasses.replace(scheme.weight, rounding="adaround"))
 
 
 def _bias_problems(graph: Graph, layers: Sequence[Layer]) -> dict[str, str]:
@@ -161,7 +172,7 @@ def _unbuilt(scheme: Scheme) -> bool:
     weight = scheme.weight
     if weight is None:
         return False
-    return weight.rounding not in ("nearest", "gptq", "adaround", "kmeans") or weight.smoothing is not None
+    return weight.rounding not in ("nearest", "gptq", "adaround", "brecq", "kmeans") or weight.smoothing is not None
 
 
 def _model_problem(graph: Graph, layer: Layer, scheme: Scheme, opset: int) -> str | None:

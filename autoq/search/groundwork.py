@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from autoq.core.scheme import ActivationSpec
+from autoq.core.layer import Layer
+from autoq.core.scheme import ActivationSpec, WeightSpec
 from autoq.errors import DataError
 from autoq.model.bank import Bank
 from autoq.model.calibrate import affine_table, calibrate
@@ -24,6 +26,8 @@ from autoq.search.candidates import Candidates, activation_specs, corrected_spec
 
 BATCH = 32
 """Rows run at once while calibrating; moving averages are over batches of this size."""
+
+_WALKS = 2  # through the model at once, each with activations of its own
 
 
 def lay_groundwork(
@@ -73,9 +77,14 @@ def lay_groundwork(
         )
         moments, sample_means, means = statistics.moments, statistics.sample_means, statistics.means
         affines = affine_table(statistics.statistics, specs)
-    if missing:
-        step(f"quantizing weights: {len(missing)} entries for the bank")
-        bank.compute(missing, moments, sample_means, threads=threads)
+    by_block = [(layer, spec) for layer, spec in missing if spec.rounding == "brecq"]
+    alone = [(layer, spec) for layer, spec in missing if spec.rounding != "brecq"]
+    if alone:
+        step(f"quantizing weights: {len(alone)} entries for the bank")
+        bank.compute(alone, moments, sample_means, threads=threads)
+    if by_block:
+        step(f"rounding block by block: {len(by_block)} entries for the bank")
+        _reconstruct(model, bank, by_block, lambda: _batches(calibration, inputs), threads)
     corrections.compute(uncorrected, means)
     return Lowering(
         model.graph,
@@ -86,6 +95,31 @@ def lay_groundwork(
         accuracy_level=accuracy_level,
         forms=forms,
     )
+
+
+def _reconstruct(
+    model: SourceModel,
+    bank: Bank,
+    missing: Sequence[tuple[Layer, WeightSpec]],
+    batches: Callable[[], Iterator[dict[str, np.ndarray]]],
+    threads: int,
+) -> None:
+    """Fills ``bank`` with entries rounded by block: one walk through the model for each scheme, side by side."""
+    from autoq.model.reconstruct import reconstruct  # PyTorch takes seconds to import
+    from autoq.model.torch_graph import one_thread
+
+    chains: dict[WeightSpec, list[Layer]] = {}
+    for layer, spec in missing:
+        chains.setdefault(spec, []).append(layer)
+
+    def walk(chain: tuple[WeightSpec, list[Layer]]) -> None:
+        spec, layers = chain
+        entries = reconstruct(model.graph, model.layers, [layer.name for layer in layers], spec, batches())
+        for layer in layers:
+            bank.add(layer, spec, entries[layer.name])
+
+    with one_thread(), ThreadPoolExecutor(min(threads, _WALKS)) as pool:
+        list(pool.map(walk, chains.items()))
 
 
 def _batches(split: Split, inputs: Sequence[InputSpec]) -> Iterator[dict[str, np.ndarray]]:
