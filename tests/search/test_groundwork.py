@@ -138,3 +138,16 @@ def test_moving_averages_are_over_batches_of_32_rows(tmp_path: Path) -> None:
     lowering, _ = laid(source(tmp_path), Split(inputs={"x": x}, targets=None), schemes=("w8a8@ema",))
     scale, _ = next(affine for (tensor, _), affine in lowering.affines.items() if tensor == "x")
     assert 255 * scale == pytest.approx(0.9 * 1 + 0.1 * 2)
+
+
+def test_rounding_by_block_fills_the_bank_and_its_cache(tmp_path: Path) -> None:
+    model, data, schemes = source(tmp_path), split(40), ("w4-brecq", "w2-brecq-bc", "w4-adaround", "w2a8-brecq@minmax")
+    first, steps = laid(model, data, tmp_path / "cache", schemes)
+    assert "rounding block by block: 9 entries for the bank" in steps
+    second, steps = laid(model, data, tmp_path / "cache", schemes)
+    assert steps == ["calibrating on 40 rows"], "for the ranges"
+    for scheme in schemes:
+        policy = Policy.uniform([layer.name for layer in model.layers], Scheme.parse(scheme))
+        built = first.build(first.canonical(policy))
+        check(built)
+        assert built == second.build(second.canonical(policy))
