@@ -33,7 +33,7 @@ from autoq.runtime.ort import input_specs, open_session, run_batches
 from autoq.search.candidates import Candidates
 from autoq.search.groundwork import lay_groundwork
 from autoq.search.polish_point import PolishWork, halves
-from autoq.search.sensitivity import Sensitivity, measure, probes, sensitivity
+from autoq.search.sensitivity import Sensitivity, measure, noise_power, probes, sensitivity
 
 PROBE_ROWS = 64
 
@@ -127,7 +127,16 @@ def resnet20(bench: Path, count: int, folder: Path) -> list[dict[str, Any]]:
     ladder = ["w2a8-gptq@mse", "w4a8-gptq@mse", "w8a8@mse"]
     _, lowering, found = prepare(Path(job["model"]["path"]), {"input": calibration}, ladder)
     listed = probes(found, lowering.canonical)
-    noises = measure(listed, lowering.build, {"input": calibration[:PROBE_ROWS]}, batch=PROBE_ROWS, workers=1)
+    noises: list[float | None] = []
+    measure(
+        listed,
+        lowering.build,
+        {"input": calibration[:PROBE_ROWS]},
+        batch=PROBE_ROWS,
+        workers=1,
+        judge=noise_power,
+        keep=lambda probe, noise: noises.append(noise),
+    )
     policies = {
         "ResNet-20, uniform w8a8": uniform(lowering, ladder[2], ladder[2]),
         "ResNet-20, uniform w4a8, ends 8": uniform(lowering, ladder[1], ladder[2]),
