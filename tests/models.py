@@ -15,6 +15,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from autoq.core.form import FORM_NAMES
 from autoq.core.layer import Layer
 from autoq.core.policy import Policy
 from autoq.core.scheme import FLOAT32, Scheme
@@ -147,7 +148,9 @@ def lowered(
         for layer in layers
     ]
     wanted = weight_specs(found)
-    tensors = Placer(formed(graph, forms), layers).tensors_to_calibrate()
+    # What other forms ask for as well, so that the same model can be looked at in each (`in_forms`).
+    placers = [Placer(formed(graph, names), layers) for names in ((), tuple(forms), FORM_NAMES)]
+    tensors = list(dict.fromkeys(tensor for placer in placers for tensor in placer.tensors_to_calibrate()))
     rounded = {layer.name: layer for layer, spec in wanted if sees_data(layer, spec)}
     corrected = corrected_specs(found)
     statistics = calibrate(
@@ -164,6 +167,11 @@ def lowered(
     affines = affine_table(statistics.statistics, activation_specs(found))
     lowering = Lowering(graph, layers, affines, bank.entries, corrections.entries, forms=tuple(forms))
     return Lowered(graph=graph, layers=layers, lowering=lowering, feeds=dict(feeds))
+
+
+def in_forms(subject: Lowered, forms: Iterable[str]) -> Lowered:
+    """The same ranges and weights, lowered in other forms."""
+    return dataclasses.replace(subject, lowering=dataclasses.replace(subject.lowering, forms=tuple(forms)))
 
 
 def run(model: onnx.ModelProto | bytes, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

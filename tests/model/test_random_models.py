@@ -9,8 +9,10 @@ import onnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoq.core.form import FORM_NAMES
 from autoq.core.scheme import Scheme
-from tests.models import Net, check, distance, lowered, run_optimized, run_unfused
+from autoq.model.forms import FORMS
+from tests.models import Net, check, distance, in_forms, lowered, run, run_optimized, run_unfused
 
 SCHEMES = [
     "float32",
@@ -54,7 +56,7 @@ class _Model:
 
     def conv(self) -> None:
         x, (c, h, w) = self.pick()
-        out, kernel = self.draw(st.sampled_from([(4, 3), (6, 1), (c, 3)]))
+        out, kernel = self.draw(st.sampled_from([(4, 3), (6, 1), (16, 3), (c, 3)]))
         groups = self.draw(st.sampled_from([1, c, 2 if c % 2 == 0 else 1])) if out == c else 1
         y = self.net.conv(x, c, out, kernel, bias=self.draw(st.booleans()), group=groups)
         self.push(self.activated(y), (out, h, w))
@@ -121,6 +123,30 @@ class _Model:
         elif op == "Resize" and h * w < 50:
             self.push(n.add(op, x, "", n.constant(np.array([1, 1, 2, 1], np.float32)), mode="nearest"), (c, 2 * h, w))
 
+    def shortcut(self) -> None:
+        n, (x, (c, h, w)) = self.net, self.pick()
+        if min(h, w) > 2:
+            ends = [2**31 - 1, 2**63 - 1]
+            y = n.add("Slice", x, n.ints(0, 0), n.ints(*ends), n.ints(2, 3), n.ints(2, 1))
+            shape = (c, (h + 1) // 2, w)
+            if self.draw(st.booleans()):
+                y, shape = n.add("Pad", y, n.ints(0, 1, 0, 0, 0, 2, 0, 0)), (c + 3, *shape[1:])
+            self.push(y, shape)
+
+    def attend(self) -> None:
+        """Channels are heads, rows of the image tokens."""
+        n, (x, shape) = self.net, self.pick()
+        key = self.draw(st.sampled_from([tensor for tensor, other in self.pool if other == shape]))
+        scores = n.add(
+            "Mul", n.add("MatMul", x, n.add("Transpose", key, perm=[0, 1, 3, 2])), n.constant(np.float32(0.3))
+        )
+        self.push(n.add("MatMul", n.add("Softmax", scores, axis=-1), key), shape)
+
+    def norm(self) -> None:
+        n, (x, shape) = self.net, self.pick()
+        y = n.add("Add", x, self.draw(st.sampled_from([tensor for tensor, other in self.pool if other == shape])))
+        self.push(n.add("LayerNormalization", y, n.weight(shape[2]), n.weight(shape[2]), axis=-1), shape)
+
     def head(self) -> str:
         x, (c, h, w) = self.pick()
         y = self.net.add("Reshape", x, self.net.ints(0, c * h * w))
@@ -134,13 +160,14 @@ class _Model:
 
 
 @st.composite
-def models(draw: st.DrawFn) -> onnx.ModelProto:
-    """A model of 3 to 9 steps with up to four outputs."""
+def models(draw: st.DrawFn, *, with_places: bool = False) -> onnx.ModelProto:
+    """A model of 3 to 9 steps with up to four outputs; ``with_places`` for forms of the graph, to be rewritten."""
     model = _Model(draw)
     model.conv()
     for _ in range(draw(st.integers(2, 8))):
         steps = [model.conv, model.conv, model.join, model.gate, model.move, model.move, model.enlarge, model.shuffle]
-        draw(st.sampled_from(steps))()
+        places = [model.shortcut, model.attend, model.norm] if with_places else []
+        draw(st.sampled_from(steps + places))()
     outputs = {model.head()} if draw(st.booleans()) else set()
     outputs.add(model.pool[-1][0])
     outputs.add(draw(st.sampled_from(model.pool))[0])
@@ -178,6 +205,31 @@ def test_random_model_under_random_policies(model: onnx.ModelProto, data: st.Dat
         convs = sum(layer.op_type == "Conv" for layer in active)
         products = counts["QGemm"] + counts["QLinearMatMul"] + counts["MatMulIntegerToFloat"]
         assert (counts["QLinearConv"], products) == (convs, len(active) - convs), f"{counts} under {policy.to_text()}"
+
+
+@settings(max_examples=25)
+@given(models(with_places=True), st.data())
+def test_random_model_in_every_form(model: onnx.ModelProto, data: st.DataObject) -> None:
+    """Each form by itself and all together: as written, a candidate computes what it computes without them."""
+    rng = np.random.default_rng(1)
+    feeds = {value.name: rng.standard_normal((2, 4, 6, 6)).astype(np.float32) for value in model.graph.input}
+    scheme = data.draw(st.sampled_from(["float32", "w8", "w8a8@minmax", "w4a8-gptq@percentile99.9"]))
+    subject = lowered(model, [scheme], feeds)
+    plain = subject.build(scheme)
+    expected = run_unfused(plain, feeds)
+    exact = tuple(name for name, form in FORMS.items() if form.tolerance == 0)
+    for forms in (*((name,) for name in FORM_NAMES), exact, FORM_NAMES):
+        candidate = in_forms(subject, forms).build(scheme)
+        if candidate == plain:
+            continue
+        _names_are_unique(check(candidate))
+        for name, output in run_unfused(candidate, feeds).items():
+            if set(forms) <= set(exact):
+                assert np.array_equal(output, expected[name]), f"{name} in {forms}"
+            # The last bits of a float may be those that decide how one is rounded to 8 bits.
+            assert distance(output, expected[name]) < (1e-4 if "a8" not in scheme else 0.06)
+        for name, output in run(candidate, feeds).items():
+            assert distance(output, expected[name]) < (1e-4 if "a8" not in scheme else 0.06), f"{name} in {forms}"
 
 
 def _names_are_unique(model: onnx.ModelProto) -> None:
