@@ -39,7 +39,7 @@ VERSION = 1
 PAYS = 0.99
 """A form is on from this ratio of times with and without it: less could be noise."""
 
-_NAMES = ("", *FORM_NAMES)
+_EACH: dict[str, tuple[str, ...]] = {"": (), **{name: (name,) for name in FORM_NAMES}}
 
 PLAN = TimingPlan(block_s=0.02, min_rounds=6, max_rounds=24, limit_s=0.8, half_width=0.004)
 
@@ -76,13 +76,12 @@ def probe_forms(
     ``feeds`` are one inference's inputs. The answer is kept in ``cache_dir`` for this model, machine and software.
     Raises :class:`autoq.errors.TrialError` when the model without forms cannot be measured.
     """
-    policy = _throughout(found)
     machine, versions = describe(), software_versions()
     identity = {
         "version": VERSION,
         "forms": FORM_NAMES,
         "model": model.identity,
-        "policy": policy.to_text(),
+        "policy": throughout(found).to_text(),
         "shapes": {name: list(array.shape) for name, array in feeds.items()},
         "runtime": [runtime, dict(runtime_options), threads],
         "machine": [machine.cpu_model, machine.arch, sorted(machine.flags)],
@@ -93,7 +92,7 @@ def probe_forms(
         with contextlib.suppress(OSError, ValueError, TypeError):
             return tuple(FormFigure(**entry) for entry in json.loads(file.read_bytes()))
     with tempfile.TemporaryDirectory(prefix="autoq-forms-") as folder:
-        files = _files(model, found, policy, feeds, Path(folder))
+        files = write_files(model, found, feeds, Path(folder))
         if any(len(variants) > 1 for variants in files.values()):
             step("timing forms of the graph")
         options = {"threads": threads, "runtime": runtime, "runtime_options": runtime_options}
@@ -112,7 +111,7 @@ def probe_forms(
     return figures
 
 
-def _throughout(found: Sequence[Candidates]) -> Policy:
+def throughout(found: Sequence[Candidates]) -> Policy:
     """Every layer with 8-bit activations that can have them, weights of as many bits as it may; the others float32."""
     schemes: dict[str, Scheme] = {}
     for entry in found:
@@ -132,15 +131,23 @@ def _plain(scheme: Scheme) -> Scheme:
     return Scheme(weight=WeightSpec(bits=scheme.weight.bits), activation=activation)
 
 
-def _files(
-    model: SourceModel, found: Sequence[Candidates], policy: Policy, feeds: Mapping[str, np.ndarray], folder: Path
+def write_files(
+    model: SourceModel,
+    found: Sequence[Candidates],
+    feeds: Mapping[str, np.ndarray],
+    folder: Path,
+    choices: Mapping[str, tuple[str, ...]] = _EACH,
 ) -> dict[str, dict[str, Path]]:
-    """``"float32"`` and ``"quantized"`` -> form (``""``: none, the first) -> file, for the forms that change it."""
+    ``choices`` are the forms by the name of the choice; by default none, and then each by itself.
+
+    ``choices`` are the forms by the name of the choice; as it stands, none and then each by itself.
+    """
+    policy = throughout(found)
     entries = [replace(entry, schemes=(scheme,)) for entry, (_, scheme) in zip(found, policy.items_, strict=True)]
     bank = Bank(model.graph, calibration_id="")
     bank.compute(weight_specs(entries), {})
     lowerings = {
-        name: Lowering(model.graph, model.layers, {}, bank.entries, forms=(name,) if name else ()) for name in _NAMES
+        name: Lowering(model.graph, model.layers, {}, bank.entries, forms=forms) for name, forms in choices.items()
     }
     tensors = dict.fromkeys(name for each in lowerings.values() for name in each.placer.tensors_to_calibrate())
     statistics = calibrate(model.graph, [dict(feeds)], tensors=list(tensors))
@@ -148,16 +155,16 @@ def _files(
     policies = {"float32": Policy.uniform(list(policy), FLOAT32)}
     if any(scheme != FLOAT32 for _, scheme in policy.items_):
         policies["quantized"] = policy
-    files: dict[str, dict[str, Path]] = {}
+    files: dict[str, dict[str, Path]] = {kind: {} for kind in policies}
     for kind, wanted in policies.items():
-        files[kind], plain = {}, ""
-        for name, lowering in lowerings.items():
+        first = ""
+        for number, (name, lowering) in enumerate(lowerings.items()):
             lowering.affines = affines
             candidate = lowering.build(lowering.canonical(wanted))
             digest = sha256_hex(candidate)
-            if digest != plain:
-                plain = plain or digest
-                files[kind][name] = folder / f"{kind}-{name or 'plain'}.onnx"
+            if digest != first:
+                first = first or digest
+                files[kind][name] = folder / f"{kind}-{number}.onnx"
                 files[kind][name].write_bytes(candidate)
     return files
 
