@@ -23,6 +23,7 @@ from onnx import TensorProto
 from autoq.model.draft import Draft
 from autoq.model.forms_attention import fuse_attention
 from autoq.model.forms_channels import widen_narrow_inputs
+from autoq.model.forms_gelu import gelu_by_tanh
 from autoq.model.forms_moves import select_by_convolution
 from autoq.model.forms_norm import sum_before_norm
 from autoq.model.graph import Graph
@@ -81,6 +82,12 @@ FORMS: dict[str, Form] = {
             what="input channels of integer convolutions are padded to a multiple of 4, which their kernel needs",
             tolerance=0.0,
             candidate=widen_narrow_inputs,
+        ),
+        Form(
+            name="tanh-gelu",
+            what="a Gelu that is quantized right away is computed by tanh instead of erf",
+            tolerance=5e-4,
+            candidate=gelu_by_tanh,
         ),
     )
 }

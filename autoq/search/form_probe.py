@@ -138,9 +138,9 @@ def write_files(
     folder: Path,
     choices: Mapping[str, tuple[str, ...]] = _EACH,
 ) -> dict[str, dict[str, Path]]:
-    ``choices`` are the forms by the name of the choice; by default none, and then each by itself.
+    """``"float32"`` and ``"quantized"`` -> choice of forms -> its file in ``folder``, unless it is the first one's.
 
-    ``choices`` are the forms by the name of the choice; as it stands, none and then each by itself.
+    ``choices`` are the forms by the name of the choice; by default none, then each by itself.
     """
     policy = throughout(found)
     entries = [replace(entry, schemes=(scheme,)) for entry, (_, scheme) in zip(found, policy.items_, strict=True)]

@@ -305,3 +305,61 @@ def test_a_residual_sum_before_a_norm_is_not_fused() -> None:
         outputs.append(found[out])
         assert set(counts) == {"MatMul"} | kernels
     assert distance(outputs[1], outputs[0]) < 1e-5
+
+
+# tanh-gelu
+
+
+def gelu(net: Net, x: str, how: str) -> str:
+    """Gelu of ``x`` as exporters write it."""
+    if how == "one operator":
+        return str(net.add("Gelu", x))
+    number = {name: net.constant(np.float32(value)) for name, value in (("2", 2**0.5), ("1", 1), (".5", 0.5))}
+    if how == "Mul":
+        erf = net.add("Erf", net.add("Mul", x, net.constant(np.float32(0.5**0.5))))
+    else:
+        erf = net.add("Erf", net.add("Div", x, number["2"]))
+    plus = net.add("Add", erf, number["1"])
+    if how == "half first":
+        return str(net.add("Mul", net.add("Mul", x, number[".5"]), plus))
+    return str(net.add("Mul", net.add("Mul", x, plus), number[".5"]))
+
+
+@pytest.mark.parametrize("how", ["one operator", "half first", "half last", "Mul"])
+def test_a_gelu_in_front_of_a_quantization_is_computed_by_tanh(how: str) -> None:
+    net = Net()
+    x = net.input("rows", 6, 16)
+    y = net.add(
+        "MatMul",
+        gelu(net, net.add("Add", net.add("MatMul", x, net.weight(16, 32)), net.weight(32)), how),
+        net.weight(32, 8),
+    )
+    model, feeds = net.model(y), {"x": random(3, 6, 16)}
+    plain, tanh = (lowered(model, ["w8a8@minmax"], feeds, forms).build("w8a8@minmax") for forms in ((), ("tanh-gelu",)))
+    expected, _, before = run_optimized(plain, feeds)
+    found, _, counts = run_optimized(check(tanh).SerializeToString(), feeds)
+    assert before["FastGelu"] == 0 and counts["FastGelu"] == 1 and counts["MatMulIntegerToFloat"] == 2
+    assert distance(found[y], expected[y]) < 0.02
+    # In float it stays exact: what reads it is no quantization.
+    float32 = lowered(model, ["float32"], feeds).build("float32")
+    assert lowered(model, ["float32"], feeds, ("tanh-gelu",)).build("float32") == float32
+
+
+def test_the_approximation_by_tanh_is_as_near_as_it_says() -> None:
+    net = Net()
+    x = net.input("rows")
+    outputs = [net.add("Gelu", x, approximate=how) for how in ("none", "tanh")]
+    values = run(net.model(*outputs), {"x": np.linspace(-8, 8, 100_001, dtype=np.float32)})
+    assert 1e-4 < np.abs(values[outputs[0]] - values[outputs[1]]).max() < FORMS["tanh-gelu"].tolerance
+
+
+def test_an_erf_that_is_no_gelu_is_left_alone() -> None:
+    net = Net()
+    x = net.input("rows", 6, 16)
+    erf = net.add("Erf", net.add("Div", x, net.constant(np.float32(1.5))))
+    y = net.add(
+        "Mul", net.add("Mul", x, net.add("Add", erf, net.constant(np.float32(1)))), net.constant(np.float32(0.5))
+    )
+    model, feeds = net.model(net.add("MatMul", y, net.weight(16, 8))), {"x": random(3, 6, 16)}
+    plain, tanh = (lowered(model, ["w8a8@minmax"], feeds, forms).build("w8a8@minmax") for forms in ((), ("tanh-gelu",)))
+    assert plain == tanh
