@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import optuna
 import pytest
+import yaml
 
 import autoq
 from autoq.core.identity import sha256_hex
@@ -21,9 +22,19 @@ from autoq.errors import AutoqError, ProfileError
 from autoq.pipeline import Events, _padding_mask, read_setting, run_search
 from autoq.record.front import read_front
 from autoq.runtime.base import InputSpec
+from autoq.record.verify import verify
 from autoq.search.store import TrialLog
 from autoq.spec.job import load_job
-from tests.small_job import LAYERS, QUIET_SEARCH, dump_job, job_values, shared_run, tracking_uri, write_job
+from tests.small_job import (
+    LAYERS,
+    QUIET_SEARCH,
+    dump_job,
+    job_values,
+    one_policy_space,
+    shared_run,
+    tracking_uri,
+    write_job,
+)
 
 pytestmark = pytest.mark.filterwarnings(*QUIET_SEARCH)
 
@@ -196,6 +207,32 @@ def test_front_models_load_back_and_compute_the_same(shared: Path, run: Path, tr
             np.testing.assert_array_equal(loaded.predict({"x": x})["y"], session.run(None, {"x": x})[0])
     finally:
         mlflow.set_tracking_uri(before)
+
+
+# Forms of the graph ---------------------------------------------------------------------------------------------------
+
+
+def test_a_search_in_forms_keeps_them_and_says_what_they_give(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    job = write_job(tmp_path, tracking_uri(tmp_path_factory), budget={"trials": 1})
+    profile, space = tmp_path / "cpu.yaml", tmp_path / "space.yaml"
+    profile.write_text(profile.read_text().replace("forms: none", "forms: [wide-input]"))
+    space.write_text(yaml.safe_dump(one_policy_space(dict.fromkeys(LAYERS, "w8a8@minmax"))))
+    result = autoq.search(job, out=tmp_path / "run", ray="off")
+    form = result.front.form
+    assert form is not None and form.names == ("wide-input",)
+    assert "All points have the form wide-input; float32 itself, written like that, runs at " in result.summary()
+    (point,) = result.front.points
+    model = onnx.load(tmp_path / "run" / point.model_path)
+    assert {node.name for node in model.graph.node} >= {"x::q::Wide::Pad", "w1::w::Wide::Pad"}
+    # A search that goes on keeps the forms that it began with, and what is exported is what was scored.
+    again = autoq.search(job, out=tmp_path / "run", ray="off", resume=True)
+    assert again.front.form is not None and again.front.points[0].sha256 == point.sha256
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["identity"]["forms"] == ["wide-input"]
+    found = verify(again.export("fastest", tmp_path / "exported"))
+    assert all(check.status == "ok" for check in found.checks), found
 
 
 # Odd ways to end ------------------------------------------------------------------------------------------------------

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-FORM_NAMES = ("sum-before-norm", "attention", "selecting-conv", "wide-input", "tanh-gelu")
+FORM_NAMES = ("sum-before-norm", "attention", "selecting-conv", "wide-input", "tanh-gelu", "product-bias")

@@ -26,6 +26,7 @@ from autoq.model.forms_channels import widen_narrow_inputs
 from autoq.model.forms_gelu import gelu_by_tanh
 from autoq.model.forms_moves import select_by_convolution
 from autoq.model.forms_norm import sum_before_norm
+from autoq.model.forms_products import bias_in_product
 from autoq.model.graph import Graph
 from autoq.model.load import opset_of
 from autoq.model.prepare import raise_opset
@@ -88,6 +89,12 @@ FORMS: dict[str, Form] = {
             what="a Gelu that is quantized right away is computed by tanh instead of erf",
             tolerance=5e-4,
             candidate=gelu_by_tanh,
+        ),
+        Form(
+            name="product-bias",
+            what="an integer MatMul and the Add of its bias become the one operator that does both",
+            tolerance=1e-6,
+            candidate=bias_in_product,
         ),
     )
 }

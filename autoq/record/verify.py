@@ -24,7 +24,7 @@ from autoq.spec.job import load_job
 Status = Literal["ok", "failed", "skipped"]
 
 # What stands between a stored weight and the layer that reads it.
-_UNPACKING = frozenset(["Cast", "DequantizeLinear", "Gather", "Mul", "Transpose"])
+_UNPACKING = frozenset(["Cast", "DequantizeLinear", "Gather", "Mul", "Pad", "Transpose"])
 _STORED = {8: TensorProto.INT8, 4: TensorProto.INT4, 2: TensorProto.INT2, 16: TensorProto.FLOAT16}
 _INDICES = {4: TensorProto.UINT4, 2: TensorProto.UINT2}
 

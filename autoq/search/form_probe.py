@@ -118,7 +118,8 @@ def throughout(found: Sequence[Candidates]) -> Policy:
         active = [scheme for scheme in entry.schemes if scheme.activation is not None and scheme.weight is not None]
         # Ranges that are known beforehand come first: where both are offered, they run the faster.
         active.sort(key=lambda s: (s.activation is not None and s.activation.dynamic, -s.weight_bits))
-        schemes[entry.layer.name] = _plain(active[0]) if active else FLOAT32
+        only = entry.schemes[0] if len(entry.schemes) == 1 else FLOAT32
+        schemes[entry.layer.name] = _plain(active[0]) if active else only
     return Policy.of(schemes)
 
 

@@ -363,3 +363,23 @@ def test_an_erf_that_is_no_gelu_is_left_alone() -> None:
     model, feeds = net.model(net.add("MatMul", y, net.weight(16, 8))), {"x": random(3, 6, 16)}
     plain, tanh = (lowered(model, ["w8a8@minmax"], feeds, forms).build("w8a8@minmax") for forms in ((), ("tanh-gelu",)))
     assert plain == tanh
+
+
+# product-bias
+
+
+@pytest.mark.parametrize("scheme", ["w8a8@minmax", "w4a8-tensor@minmax", "w8a8-s8@minmax"])
+def test_the_bias_of_an_integer_product_joins_its_kernel(scheme: str) -> None:
+    net = Net()
+    x = net.input("rows", 6, 16)
+    y = net.add("Add", net.weight(32, name="b1"), net.add("MatMul", x, net.weight(16, 32)))
+    y = net.add("Add", net.add("MatMul", net.add("Tanh", y), net.weight(32, 8)), net.weight(8, name="b2"))
+    z = net.add("Add", net.add("MatMul", x, net.weight(16, 8)), net.weight(6, 8, name="no bias"))
+    model, feeds = net.model(y, z), {"x": random(3, 6, 16)}
+    plain, joined = (lowered(model, [scheme], feeds, forms).build(scheme) for forms in ((), ("product-bias",)))
+    expected, _, before = run_optimized(plain, feeds)
+    found, _, counts = run_optimized(check(joined).SerializeToString(), feeds)
+    assert before["MatMulIntegerToFloat"] == counts["MatMulIntegerToFloat"] >= (1 if "s8" in scheme else 3)
+    assert (before["Add"], counts["Add"]) == (3, 3 if "s8" in scheme else 1)
+    for name, value in found.items():
+        assert distance(value, expected[name]) <= FORMS["product-bias"].tolerance
