@@ -199,7 +199,8 @@ class Profile:
             "latency": self.latency.model_dump(mode="json"),
             "lowering": self.lowering.model_dump(mode="json"),
             "ops": {op: rules.model_dump(mode="json") for op, rules in self.ops.items()},
-            "costs": {f"{op}:{text}": cost for (op, text), cost in self.costs.items()},
+            # Lists, as run.json gives them back: a search that goes on compares the two.
+            "costs": {f"{op}:{text}": [list(pair) for pair in cost] for (op, text), cost in self.costs.items()},
             **({"instead": dict(self.instead)} if self.instead else {}),
             **({} if self.forms == (AUTO,) else {"forms": list(self.forms)}),
         }
