@@ -598,6 +598,7 @@ def _workload(setting: Setting, lowering: Lowering) -> Workload:
         affines=lowering.affines,
         bank=lowering.bank,
         corrections=lowering.corrections,
+        smoothing=lowering.smoothing,
         inputs=setting.search.inputs,
         targets=setting.search.targets,
         metric=setting.metric.spec,

@@ -20,7 +20,7 @@ from autoq.core.layer import Layer
 from autoq.core.policy import Policy
 from autoq.core.scheme import FLOAT32, Scheme
 from autoq.model.bank import Bank
-from autoq.model.calibrate import affine_table, calibrate
+from autoq.model.calibrate import affine_table, calibrate, calibrate_smoothed, smoothed_affines
 from autoq.model.corrections import Corrections, bias_problem
 from autoq.model.forms import formed
 from autoq.model.graph import Graph
@@ -29,8 +29,9 @@ from autoq.model.lower import Lowering
 from autoq.model.moments import sees_data
 from autoq.model.placement import Placer
 from autoq.model.prepare import prepare
+from autoq.model.smoothing import divisors, smoothing_problem, smoothing_table
 from autoq.runtime.ort import open_session
-from autoq.search.candidates import Candidates, activation_specs, corrected_specs, weight_specs
+from autoq.search.candidates import Candidates, activation_specs, corrected_specs, smoothing_strengths, weight_specs
 
 
 class Net:
@@ -132,7 +133,10 @@ def possible(graph: Graph, layer: Layer, scheme: Scheme) -> Scheme:
     if scheme.activation is not None and layer.integer_problem:
         return FLOAT32
     if scheme.weight is not None and scheme.weight.bias_correction and bias_problem(graph, layer):
-        return dataclasses.replace(scheme, weight=dataclasses.replace(scheme.weight, bias_correction=False))
+        scheme = dataclasses.replace(scheme, weight=dataclasses.replace(scheme.weight, bias_correction=False))
+    if scheme.weight is not None and scheme.activation is not None and smoothing_problem(layer):
+        weight = dataclasses.replace(scheme.weight, smoothing=None)
+        scheme = Scheme(weight=weight, activation=dataclasses.replace(scheme.activation, smoothing=None))
     return scheme
 
 
@@ -152,20 +156,27 @@ def lowered(
     placers = [Placer(formed(graph, names), layers) for names in ((), tuple(forms), FORM_NAMES)]
     tensors = list(dict.fromkeys(tensor for placer in placers for tensor in placer.tensors_to_calibrate()))
     rounded = {layer.name: layer for layer, spec in wanted if sees_data(layer, spec)}
-    corrected = corrected_specs(found)
+    corrected, strengths = corrected_specs(found), smoothing_strengths(found)
+    smoothable = [layer for layer in layers if not smoothing_problem(layer)]
     statistics = calibrate(
         graph,
         [dict(feeds)],
         tensors=tensors,
         moment_layers=list(rounded.values()),
         mean_layers=list({layer.name: layer for layer, _ in corrected}.values()),
+        peak_tensors=[layer.input for layer in smoothable] if strengths else (),
     )
-    bank = Bank(graph, calibration_id="test")
+    specs = activation_specs(found)
+    affines = affine_table(statistics.statistics, specs)
+    smoothing = smoothing_table(graph, layers, statistics.peaks, strengths) if strengths else {}
+    affines |= smoothed_affines(calibrate_smoothed(graph, [dict(feeds)], divisors(smoothable, smoothing)), specs)
+    bank = Bank(graph, calibration_id="test", smoothing=smoothing)
     bank.compute(wanted, statistics.moments, statistics.sample_means)
     corrections = Corrections(bank)
     corrections.compute(corrected, statistics.means)
-    affines = affine_table(statistics.statistics, activation_specs(found))
-    lowering = Lowering(graph, layers, affines, bank.entries, corrections.entries, forms=tuple(forms))
+    lowering = Lowering(
+        graph, layers, affines, bank.entries, corrections.entries, smoothing=smoothing, forms=tuple(forms)
+    )
     return Lowered(graph=graph, layers=layers, lowering=lowering, feeds=dict(feeds))
 
 

@@ -51,6 +51,7 @@ class Bank:
     graph: Graph
     calibration_id: str
     cache_dir: Path | None = None
+    smoothing: Mapping[tuple[str, float], np.ndarray] = field(default_factory=dict)
     entries: dict[tuple[str, WeightSpec], QuantizedWeight] = field(default_factory=dict)
     _addresses: dict[tuple[str, WeightSpec], str] = field(default_factory=dict)
     _hashes: dict[str, str] = field(default_factory=dict)
@@ -119,16 +120,17 @@ class Bank:
         """The entries of a task of :func:`_by_hessian`."""
         hessian, factors, entries = None, None, []
         for layer, spec in task:
-            weight = self.graph.constant(layer.weight)
-            assert weight is not None
             try:
                 if hessian is None and sees_data(layer, spec):
                     hessian = moments[layer.name]
                     hessian = centered(hessian, means[layer.name]) if spec.bias_correction else hessian
+                    if spec.smoothing is not None:
+                        scales = self.smoothing[layer.name, spec.smoothing].astype(np.float64)
+                        hessian = hessian / (scales[:, None] * scales)  # of x / s
                     factors = factors_of(hessian)
                 entries.append(
                     quantize_weight(
-                        weight,
+                        self.weight(layer, spec),
                         bits=spec.bits,
                         axis=_axis(layer, spec),
                         block=spec.block,
@@ -143,6 +145,15 @@ class Bank:
             except ValueError as error:
                 raise ModelError(f"layer {layer.name!r}: {error}") from None
         return entries
+
+    def weight(self, layer: Layer, spec: WeightSpec) -> np.ndarray:
+        """The weight that is rounded, float32: the layer's own, or ``W s`` where its inputs are smoothed."""
+        weight = self.graph.constant(layer.weight)
+        assert weight is not None
+        if spec.smoothing is None:
+            return weight
+        scales = self.smoothing[layer.tied_to or layer.name, spec.smoothing]
+        return weight * np.expand_dims(scales, axis=layer.channel_axis)
 
     def address(self, layer: Layer, spec: WeightSpec) -> str:
         """What the entry is found by on disk: the SHA-256 of all that it depends on."""
@@ -166,6 +177,8 @@ class Bank:
                     # The same weight may see other activations elsewhere in the model.
                     "data": [self.calibration_id, layer.name] if _knows_data(layer, spec) else None,
                     "centered": spec.bias_correction and _knows_data(layer, spec),
+                    # Scales follow from the data, the layer's readers and their weights: the model.
+                    "smoothing": None if spec.smoothing is None else [spec.smoothing, self.calibration_id, layer.name],
                 }
             )
         return self._addresses[key]
@@ -230,7 +243,8 @@ def _by_hessian(wanted: Wanted, moments: Mapping[str, np.ndarray]) -> list[list[
     tasks: dict[object, list[tuple[Layer, WeightSpec]]] = {}
     for layer, spec in wanted:
         # Of several layers' equal matrices one object is kept, so that its identity is theirs.
-        seen = (id(moments[layer.name]), spec.bias_correction) if sees_data(layer, spec) else (layer.name, spec)
+        corrections = (spec.bias_correction, spec.smoothing)
+        seen = (id(moments[layer.name]), *corrections) if sees_data(layer, spec) else (layer.name, spec)
         tasks.setdefault(seen, []).append((layer, spec))
     return list(tasks.values())
 

@@ -7,6 +7,7 @@ and activations of as many rows at a time as fit :data:`ACTIVATION_BYTES`, whate
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,11 +38,13 @@ ACTIVATION_BYTES = 256 * 2**20
 class Calibration:
     """What one pass gave: ``statistics`` by tensor, ``moments`` by layer (float64 ``[groups, K, K]``).
 
-    ``means`` has the mean inputs by layer (float64 ``[groups, K]``) over all data, ``sample_means`` those of the
-    patches that ``moments`` were taken of. ``rows`` is the number of data rows seen.
+    ``peaks`` has, by tensor, the largest magnitude of each channel (last axis). ``means`` has the mean inputs by layer
+    (float64 ``[groups, K]``) over all data, ``sample_means`` those of the patches that ``moments`` were taken of.
+    ``rows`` is the number of data rows seen.
     """
 
     statistics: dict[str, TensorStatistics]
+    peaks: dict[str, np.ndarray]
     moments: dict[str, np.ndarray]
     sample_means: dict[str, np.ndarray]
     means: dict[str, np.ndarray]
@@ -55,6 +58,7 @@ def calibrate(
     tensors: Sequence[str],
     moment_layers: Sequence[Layer] = (),
     mean_layers: Sequence[Layer] = (),
+    peak_tensors: Sequence[str] = (),
     moment_rows: int = 256,
     padding_mask: str | None = None,
     threads: int = 1,
@@ -68,16 +72,20 @@ def calibrate(
     ``on_batch`` is told the rows done so far. Raises :class:`DataError` when an activation is NaN or infinite.
     """
     layer_inputs = [layer.input for layer in (*moment_layers, *mean_layers)]
-    runner = _Runner(graph, [*tensors, *layer_inputs], padding_mask=padding_mask, threads=threads)
+    runner = _Runner(graph, [*tensors, *layer_inputs, *peak_tensors], padding_mask=padding_mask, threads=threads)
     statistics = {name: TensorStatistics.empty() for name in tensors}
     floors = {name: floor for name in tensors if (floor := least_that_counts(graph, name)) is not None}
     # Layers that read one tensor in one way, as an attention's three do, share the moments of it.
     readings = {layer.name: (layer.input, LayerInputs.of_layer(layer, graph)) for layer in moment_layers}
     moments = {reading: SecondMoment(reading[1]) for reading in readings.values()}
     means = {layer.name: FirstMoment.of_layer(layer, graph) for layer in mean_layers}
+    peaks: dict[str, np.ndarray] = {}
     rows = 0
     for index, batch in enumerate(batches):
         for values in runner.parts(batch, index):
+            for name in peak_tensors:
+                peak = np.abs(values[name].reshape(-1, values[name].shape[-1])).max(axis=0, initial=0.0)
+                peaks[name] = np.maximum(peaks[name], peak) if name in peaks else peak
             for name in tensors:
                 # Parts of one batch merge: how a batch is divided changes nothing.
                 counted = np.maximum(values[name], floors[name]) if name in floors else values[name]
@@ -93,11 +101,34 @@ def calibrate(
     matrices = {reading: (moment.matrix(), moment.mean()) for reading, moment in moments.items()}
     return Calibration(
         statistics=statistics,
+        peaks=peaks,
         moments={name: matrices[reading][0] for name, reading in readings.items()},
         sample_means={name: matrices[reading][1] for name, reading in readings.items()},
         means={name: moment.mean() for name, moment in means.items()},
         rows=rows,
     )
+
+
+def calibrate_smoothed(
+    graph: Graph,
+    batches: Iterable[Batch],
+    divisors: Mapping[tuple[str, float], tuple[str, np.ndarray]],
+    *,
+    padding_mask: str | None = None,
+    threads: int = 1,
+) -> dict[tuple[str, float], TensorStatistics]:
+    """The statistics of smoothed tensors; see :func:`autoq.model.smoothing.divisors`.
+
+    It takes a pass of its own, since the divisors follow from a first one. Raises as :func:`calibrate`.
+    """
+    runner = _Runner(graph, [tensor for tensor, _ in divisors.values()], padding_mask=padding_mask, threads=threads)
+    statistics = {key: TensorStatistics.empty() for key in divisors}
+    for index, batch in enumerate(batches):
+        for values in runner.parts(batch, index):
+            for key, (tensor, divisor) in divisors.items():
+                smoothed = values[tensor] * (np.float32(1) / divisor)  # as a candidate computes it
+                statistics[key] = _updated(statistics[key], tensor, smoothed, index)
+    return statistics
 
 
 def affine_table(
@@ -114,6 +145,18 @@ def affine_table(
         for spec in specs:
             low, high = clip_range(values, spec.calibration, signed=spec.signed)
             table[tensor, spec] = activation_affine(low, high, signed=spec.signed)
+    return table
+
+
+def smoothed_affines(
+    statistics: Mapping[tuple[str, float], TensorStatistics], specs: Iterable[ActivationSpec]
+) -> dict[tuple[str, ActivationSpec], Affine]:
+    """As :func:`affine_table`, of smoothed tensors by (name, strength); ``specs`` are those of tensors as they are."""
+    specs = tuple(specs)
+    table: dict[tuple[str, ActivationSpec], Affine] = {}
+    for (name, strength), values in statistics.items():
+        smoothed = [dataclasses.replace(spec, smoothing=strength) for spec in specs]
+        table |= affine_table({name: values}, smoothed)
     return table
 
 

@@ -80,10 +80,11 @@ class Corrections:
     def compute(self, missing: Wanted, means: Mapping[str, np.ndarray]) -> None:
         """Computes what is ``missing``; the bank has the weights, ``means`` the mean inputs of every layer."""
         for layer, spec in missing:
-            weight = self.bank.graph.constant(layer.weight)
-            assert weight is not None
+            weight, mean = self.bank.weight(layer, spec), means[layer.name]
+            if spec.smoothing is not None:
+                mean = mean / self.bank.smoothing[layer.name, spec.smoothing]
             rounded = self.bank.entries[layer.tied_to or layer.name, spec].dequantize()
-            shift = mean_shift(weight, rounded, means[layer.name], axis=layer.channel_axis)
+            shift = mean_shift(weight, rounded, mean, axis=layer.channel_axis)
             self.entries[layer.name, spec] = shift
             self._write(layer, spec, shift)
 

@@ -38,6 +38,7 @@ from autoq.model.graph import Graph, attribute
 from autoq.model.operators import is_carry
 from autoq.model.placement import Placement, Placer
 from autoq.model.products import blockwise_look_up, blockwise_product, dynamic_product, found_range
+from autoq.model.smoothing import Scales, absorbing, smoothed_name
 from autoq.model.stored import Stored
 from autoq.numerics.affine import half
 from autoq.numerics.weights import QuantizedWeight
@@ -51,9 +52,9 @@ class Lowering:
     """Builds candidates over one prepared graph.
 
     ``affines`` maps (root tensor, its :class:`ActivationSpec`) to scale and zero point; ``bank`` maps (layer name,
-    :class:`WeightSpec`) to quantized weights, ``corrections`` to what is added to the bias. All hold whatever the space
-    can ask for. ``accuracy_level`` is what products with weights in blocks compute with
-    (:class:`autoq.spec.hardware.LoweringChoice`).
+    :class:`WeightSpec`) to quantized weights, ``corrections`` to what is added to the bias, and ``smoothing`` (layer
+    name, strength) to what the input is divided by. All hold whatever the space can ask for. ``accuracy_level`` is what
+    products with weights in blocks compute with (:class:`autoq.spec.hardware.LoweringChoice`).
     ``forms`` names the forms (:mod:`autoq.model.forms`) that candidates are written in; ``formed`` is ``graph`` in
     those that come first.
     """
@@ -63,6 +64,7 @@ class Lowering:
     affines: Mapping[tuple[str, ActivationSpec], Affine]
     bank: Mapping[tuple[str, WeightSpec], QuantizedWeight]
     corrections: Mapping[tuple[str, WeightSpec], np.ndarray] = field(default_factory=dict)
+    smoothing: Scales = field(default_factory=dict)
     accuracy_level: int = 4
     forms: tuple[str, ...] = ()
     formed: Graph = field(init=False)
@@ -95,6 +97,8 @@ class _Builder:
         self.affines = lowering.affines
         self.bank = lowering.bank
         self.corrections = lowering.corrections
+        self.smoothing = lowering.smoothing
+        self.read = lowering.placer.read
         self.accuracy_level = lowering.accuracy_level
         self.root = lowering.placer.root
         self.barriers = barriers(self.graph, lowering.layers, lowering.placer, placement, policy)
@@ -105,6 +109,8 @@ class _Builder:
         self.nodes: list[onnx.NodeProto] = []
         self.ranged: set[str] = set()
         self.corrected_adds: dict[str, tuple[int, np.ndarray]] = {}
+        self.smoothed: set[str] = set()
+        self.absorbers = self._absorbers()
 
     def build(self) -> bytes:
         for name in self.graph.inputs:
@@ -130,13 +136,17 @@ class _Builder:
             node.input[0] = f"{node.input[0]}::q"  # or the runtime dequantizes the whole tensor for its shape
         if node.name in self.barriers.sums:
             node.op_type = "Sum"
-        if node.name in self.placement.integer_nodes:
+        if node.name in self.absorbers:
+            self._absorb(node)
+        layer = self.layer_at.get(node.name)
+        if layer is not None and self._strength(layer) is not None:
+            node.input[1 - layer.weight_index] = self._smooth(layer)
+        elif node.name in self.placement.integer_nodes:
             for index, name in enumerate(node.input):
                 if name and (root := self.root(name)) in quantized and root not in made:
                     node.input[index] = f"{name}::dq"
         elif node.name in self.barriers.before:
             node.input[0] = self._copied(node.input[0], f"{node.output[0]}::in")
-        layer = self.layer_at.get(node.name)
         if layer is not None and layer.op_type == "Gather":
             node = self._look_up(layer, node)
         elif layer is not None and self._at_run_time(layer):
@@ -280,7 +290,7 @@ class _Builder:
             self._short_bias(layer, node, shift)
             return
         bias = self._bias(layer, shift)
-        input_scale = self._affine(self.root(layer.input), scheme.activation)[0]
+        input_scale = self._affine(self.read(layer, scheme.activation), scheme.activation)[0]
         node.input[layer.weight_index], bias_name = self.stored.integer(layer, scheme.weight, weight, bias, input_scale)
         if bias_name is not None:
             _set_input(node, 2, bias_name)
@@ -313,6 +323,56 @@ class _Builder:
         value, name = self.graph.constant(bias), f"{bias}::{node}::bc"
         self.stored.array(name, half(shift if value is None else value + shift))
         return name
+
+    def _strength(self, layer: Layer) -> float | None:
+        activation = self.policy[layer.name].calibrated
+        return None if activation is None else activation.smoothing
+
+    def _divisor(self, layer: Layer, strength: float) -> np.ndarray:
+        try:
+            return self.smoothing[layer.name, strength]
+        except KeyError:
+            raise TrialError("build", f"layer {layer.name!r}: no scales to smooth its inputs by {strength:g}") from None
+
+    def _smooth(self, layer: Layer) -> str:
+        """The layer's input, smoothed and behind its pair; written once for all layers that read it so."""
+        activation = self.policy[layer.name].calibrated
+        assert activation is not None and activation.smoothing is not None
+        name = smoothed_name(layer, activation.smoothing)
+        if name not in self.smoothed:
+            self.smoothed.add(name)
+            source = layer.input
+            if source not in {tensor for tensor, _ in self.absorbers.values()}:
+                self.stored.array(f"{name}::f", np.float32(1) / self._divisor(layer, activation.smoothing))
+                self._node("Mul", [source, f"{name}::f"], name)
+                source = name
+            scale, zero_point = self._affine(name, activation)
+            self.stored.array(f"{name}::s", np.asarray(scale, np.float32))
+            self.stored.array(f"{name}::z", np.asarray(zero_point, np.int8 if activation.signed else np.uint8))
+            self._node("QuantizeLinear", [source, f"{name}::s", f"{name}::z"], f"{name}::q")
+            self._dequantize(name, name, f"{name}::dq")
+        return f"{name}::dq"
+
+    def _absorbers(self) -> dict[str, tuple[str, np.ndarray]]:
+        """LayerNormalizations that divide in place of a Mul: node name -> the tensor, and by what."""
+        readers: dict[tuple[str, float], list[Layer]] = {}
+        for layer in self.layer_at.values():
+            if (strength := self._strength(layer)) is not None:
+                readers.setdefault((layer.input, strength), []).append(layer)
+        found = {}
+        for (tensor, strength), layers in readers.items():
+            node = absorbing(self.graph, tensor, {layer.node for layer in layers})
+            if node is not None and tensor not in self.placement.quantized:
+                found[node.name] = (tensor, self._divisor(layers[0], strength))
+        return found
+
+    def _absorb(self, node: onnx.NodeProto) -> None:
+        factor = np.float32(1) / self.absorbers[node.name][1]
+        for index in (1, 2):
+            if index < len(node.input) and node.input[index]:
+                name = f"{node.input[index]}::{node.name}::f"
+                self.stored.array(name, self._constant(node.input[index]) * factor)
+                node.input[index] = name
 
     def _at_run_time(self, layer: Layer) -> bool:
         activation = self.policy[layer.name].activation

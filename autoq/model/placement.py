@@ -31,6 +31,7 @@ from autoq.core.policy import Policy
 from autoq.core.scheme import ActivationSpec, Calibration, Scheme, WeightSpec
 from autoq.model.graph import Graph
 from autoq.model.operators import UNSIGNED, absorbed_activation, is_carry, is_integer
+from autoq.model.smoothing import smoothed_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,8 @@ class Placer:
         """``policy`` with equal schemes where the graph forces them to be equal.
 
         Layers that share a weight share how it is stored; layers that read one tensor share its calibration, if they do
-        not find its range at run time; a file has one type of calibrated activations. The earlier layer decides.
+        not find its range at run time; a file has one type of calibrated activations. The earlier layer decides. A
+        tensor that is smoothed for some layers is another one to them.
         """
         schemes: dict[str, Scheme] = {}
         inputs: dict[str, ActivationSpec] = {}
@@ -87,10 +89,16 @@ class Placer:
             if scheme.calibrated is not None:
                 signed = scheme.calibrated.signed if signed is None else signed
                 wanted = dataclasses.replace(scheme.calibrated, signed=signed)
-                activation = inputs.setdefault(self.root(layer.input), wanted)
+                activation = inputs.setdefault(self.read(layer, wanted), wanted)
                 scheme = dataclasses.replace(scheme, activation=activation)
             schemes[layer.name] = scheme
         return Policy.of(schemes)
+
+    def read(self, layer: Layer, activation: ActivationSpec) -> str:
+        """The tensor that is quantized for a layer: its input's root, or its input smoothed."""
+        if activation.smoothing is not None:
+            return smoothed_name(layer, activation.smoothing)
+        return self.root(layer.input)
 
     def place(self, policy: Mapping[str, Scheme]) -> Placement:
         """The placement for a canonical policy."""
@@ -98,7 +106,8 @@ class Placer:
         signed = any(_activation(policy, layer).signed for layer in active)
         specs: dict[str, ActivationSpec] = {}
         for layer in active:
-            specs.setdefault(self.root(layer.input), _activation(policy, layer))
+            if _activation(policy, layer).smoothing is None:  # what is smoothed is quantized where the layer stands
+                specs.setdefault(self.root(layer.input), _activation(policy, layer))
         for layer in active:
             if layer.op_type == "Conv":
                 stored = self.stored(self.graph.nodes[layer.node], signed=signed)

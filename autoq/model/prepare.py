@@ -32,7 +32,8 @@ keep their meaning, so a graph means the same under the later number."""
 
 # Suffixes of the names that lowering gives; a model that has such names itself came out of autoq.
 _OWN_NAMES = re.compile(
-    r"::([0-9a-f]+|q|dq|raw|h|bc|in|rows|gate|dyn|sum|scale|s|z|ws|wz|w|t|i8|i32|c|b|bc|book|f16|f32|[A-Z]\w+)$"
+    r"::([0-9a-f]+|q|dq|raw|h|bc|f|smooth[0-9.]+|in|rows|gate|dyn|sum|scale|s|z|ws|wz|w|t|i8|i32|c|b|book|f16|f32|"
+    r"[A-Z]\w+)$"
 )
 
 

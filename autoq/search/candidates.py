@@ -16,6 +16,7 @@ from autoq.model.corrections import bias_problem
 from autoq.model.graph import Graph
 from autoq.model.moments import has_moment
 from autoq.model.prepare import INT2_IR_VERSION, INT2_OPSET, TARGET_OPSET, raise_opset
+from autoq.model.smoothing import smoothing_problem
 from autoq.runtime.ort import open_session
 from autoq.spec.hardware import Profile
 from autoq.spec.space import Space
@@ -90,10 +91,17 @@ def corrected_specs(found: Sequence[Candidates]) -> list[tuple[Layer, WeightSpec
 
 def activation_specs(found: Sequence[Candidates]) -> list[ActivationSpec]:
     """Every calibrated activation scheme in use, as canonical policies may name it on any tensor."""
-    specs = {scheme.calibrated for entry in found for scheme in entry.schemes if scheme.calibrated is not None}
+    listed = {scheme.calibrated for entry in found for scheme in entry.schemes if scheme.calibrated is not None}
+    specs = {dataclasses.replace(spec, smoothing=None) for spec in listed}
     signs = {spec.signed for spec in specs}
     mixed = {dataclasses.replace(spec, signed=signed) for spec in specs for signed in signs}
     return sorted(mixed, key=lambda spec: (spec.signed, str(spec.calibration)))
+
+
+def smoothing_strengths(found: Sequence[Candidates]) -> list[float]:
+    """Every strength that some layer's inputs may be smoothed with."""
+    specs = [scheme.weight for entry in found for scheme in entry.schemes if scheme.weight is not None]
+    return sorted({spec.smoothing for spec in specs if spec.smoothing is not None})
 
 
 def _candidates(
@@ -107,6 +115,9 @@ def _candidates(
         if no_bias and scheme.weight is not None and scheme.weight.bias_correction:
             scheme = dataclasses.replace(scheme, weight=dataclasses.replace(scheme.weight, bias_correction=False))
             refused.append((listed, no_bias))
+        if scheme.calibrated is not None and scheme.calibrated.smoothing is not None and smoothing_problem(layer):
+            scheme = _unsmoothed(scheme)
+            refused.append((listed, smoothing_problem(layer)))
         if scheme != listed:
             replaced.append((listed, scheme))
         why = _model_problem(graph, layer, scheme, opset) or profile.legal(layer.op_type, scheme)
@@ -137,6 +148,12 @@ def _with_known_operators(graph: Graph, layer: Layer, scheme: Scheme) -> Scheme:
     if not problem(graph, layer):
         return scheme
     return dataclasses.replace(scheme, weight=dataclasses.replace(scheme.weight, rounding="adaround"))
+
+
+def _unsmoothed(scheme: Scheme) -> Scheme:
+    assert scheme.weight is not None and scheme.activation is not None
+    weight = dataclasses.replace(scheme.weight, smoothing=None)
+    return Scheme(weight=weight, activation=dataclasses.replace(scheme.activation, smoothing=None))
 
 
 def _bias_problems(graph: Graph, layers: Sequence[Layer]) -> dict[str, str]:
@@ -172,7 +189,7 @@ def _unbuilt(scheme: Scheme) -> bool:
     weight = scheme.weight
     if weight is None:
         return False
-    return weight.rounding not in ("nearest", "gptq", "adaround", "brecq", "kmeans") or weight.smoothing is not None
+    return weight.rounding not in ("nearest", "gptq", "adaround", "brecq", "kmeans")
 
 
 def _model_problem(graph: Graph, layer: Layer, scheme: Scheme, opset: int) -> str | None:
@@ -182,6 +199,10 @@ def _model_problem(graph: Graph, layer: Layer, scheme: Scheme, opset: int) -> st
         return layer.integer_problem
     if scheme.activation is not None and scheme.activation.dynamic and layer.op_type == "Conv":
         return "ranges found at run time are for MatMul and Gemm: convolutions would run slower than in float32"
+    if scheme.activation is not None and scheme.activation.dynamic and scheme.activation.smoothing is not None:
+        return "smoothing needs what calibration sees: it goes with calibrated ranges, not with '@dynamic'"
+    if scheme.weight is not None and scheme.weight.smoothing is not None and scheme.weight.rounding == "brecq":
+        return "'-brecq' fits layers to the inputs of other layers as they are, not smoothed: take '-adaround'"
     if scheme.weight is not None and scheme.weight.block is not None:
         return _block_problem(layer, scheme.weight)
     if scheme.weight is not None and scheme.weight_bits < 8 and opset < TARGET_OPSET:

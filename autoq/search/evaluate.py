@@ -38,6 +38,7 @@ class Workload:
     affines: Mapping[tuple[str, ActivationSpec], Affine]
     bank: Mapping[tuple[str, WeightSpec], QuantizedWeight]
     corrections: Mapping[tuple[str, WeightSpec], np.ndarray]
+    smoothing: Mapping[tuple[str, float], np.ndarray]
     inputs: Mapping[str, np.ndarray]
     targets: np.ndarray | None
     metric: Mapping[str, Any]
@@ -76,6 +77,7 @@ class Evaluator:
             workload.affines,
             workload.bank,
             corrections=workload.corrections,
+            smoothing=workload.smoothing,
             accuracy_level=workload.accuracy_level,
             forms=workload.forms,
         )

@@ -13,16 +13,23 @@ from autoq.core.layer import Layer
 from autoq.core.scheme import ActivationSpec, WeightSpec
 from autoq.errors import DataError
 from autoq.model.bank import Bank
-from autoq.model.calibrate import affine_table, calibrate
+from autoq.model.calibrate import affine_table, calibrate, calibrate_smoothed, smoothed_affines
 from autoq.model.corrections import Corrections
 from autoq.model.forms import formed
 from autoq.model.lower import Lowering
 from autoq.model.moments import sees_data
 from autoq.model.placement import Placer
+from autoq.model.smoothing import divisors, smoothing_problem, smoothing_table
 from autoq.model.source import SourceModel
 from autoq.runtime.base import InputSpec
 from autoq.runtime.data import Split
-from autoq.search.candidates import Candidates, activation_specs, corrected_specs, weight_specs
+from autoq.search.candidates import (
+    Candidates,
+    activation_specs,
+    corrected_specs,
+    smoothing_strengths,
+    weight_specs,
+)
 
 BATCH = 32
 """Rows run at once while calibrating; moving averages are over batches of this size."""
@@ -63,6 +70,9 @@ def lay_groundwork(
     moments: Mapping[str, np.ndarray] = {}
     sample_means: Mapping[str, np.ndarray] = {}
     means: Mapping[str, np.ndarray] = {}
+    smoothable = [layer for layer in model.layers if not smoothing_problem(layer)]
+    strengths = smoothing_strengths(found)
+    smoothing: dict[tuple[str, float], np.ndarray] = {}
     affines: dict[tuple[str, ActivationSpec], tuple[np.float32, int]] = {}
     if specs or rounded or averaged:
         step(f"calibrating on {calibration.rows} rows")
@@ -72,11 +82,24 @@ def lay_groundwork(
             tensors=tensors if specs else (),
             moment_layers=list(rounded.values()),
             mean_layers=list(averaged.values()),
+            peak_tensors=list(dict.fromkeys(layer.input for layer in smoothable)) if strengths else (),
             padding_mask=padding_mask,
             threads=threads,
         )
         moments, sample_means, means = statistics.moments, statistics.sample_means, statistics.means
         affines = affine_table(statistics.statistics, specs)
+        if strengths:
+            step("calibrating smoothed inputs")
+            smoothing = smoothing_table(model.graph, model.layers, statistics.peaks, strengths)
+            divided = calibrate_smoothed(
+                model.graph,
+                _batches(calibration, inputs),
+                divisors(smoothable, smoothing),
+                padding_mask=padding_mask,
+                threads=threads,
+            )
+            affines |= smoothed_affines(divided, specs)
+            bank.smoothing = smoothing
     by_block = [(layer, spec) for layer, spec in missing if spec.rounding == "brecq"]
     alone = [(layer, spec) for layer, spec in missing if spec.rounding != "brecq"]
     if alone:
@@ -92,6 +115,7 @@ def lay_groundwork(
         affines,
         bank.entries,
         corrections=corrections.entries,
+        smoothing=smoothing,
         accuracy_level=accuracy_level,
         forms=forms,
     )

@@ -56,7 +56,9 @@ class Problem:
         listed = list(dict.fromkeys(scheme for entry in self.candidates for scheme in entry.schemes))
         activations = dict.fromkeys(scheme.calibrated for scheme in listed if scheme.calibrated is not None)
         mixed = [
-            dataclasses.replace(scheme, activation=activation)
+            dataclasses.replace(
+                scheme, activation=dataclasses.replace(activation, smoothing=scheme.calibrated.smoothing)
+            )
             for scheme in listed
             if scheme.calibrated is not None
             for activation in activations

@@ -210,7 +210,10 @@ def _subjects(schemes: Sequence[Scheme]) -> Iterator[tuple[Scheme, Probe]]:
     nothing = Policy.of({})
     integer = [scheme for scheme in schemes if scheme.weight is not None and scheme.weight.bits != 16]
     for weight in dict.fromkeys(scheme.weight for scheme in integer):
-        yield Scheme(weight=weight), Probe(layer="", policy=nothing, weight=weight)
+        scheme = next(scheme for scheme in integer if scheme.weight == weight)
+        # Smoothed weights mean something with their inputs only: the scheme itself, whose activations add little.
+        alone = scheme if weight is not None and weight.smoothing is not None else Scheme(weight=weight)
+        yield alone, Probe(layer="", policy=nothing, weight=weight)
     for activation in dict.fromkeys(scheme.activation for scheme in integer if scheme.activation is not None):
         finest = max((scheme for scheme in integer if scheme.activation == activation), key=lambda s: s.weight_bits)
         yield finest, Probe(layer="", policy=nothing, activation=activation)

@@ -28,6 +28,7 @@ SCHEMES = [
     "w8a8@ema",
     "w4-bc",
     "w4a8-gptq-bc@percentile99.9",
+    "w8a8-bc-smooth0.5@minmax",
 ]
 GENTLE = ("float32", "float16", "w8", "w8a8@minmax")
 

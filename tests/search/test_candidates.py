@@ -18,6 +18,7 @@ from autoq.search.candidates import (
     all_candidates,
     candidates,
     corrected_specs,
+    smoothing_strengths,
     weight_specs,
 )
 from autoq.spec.hardware import OpRules, Profile, load_profile
@@ -141,6 +142,22 @@ def test_what_blocks_and_run_time_ranges_are_for(cpu: Profile) -> None:
     assert "slower than in float32" in reasons(found["conv"])["w8a8@dynamic"]
     assert "alpha" in reasons(found["scaled"])["w8-b32"] and "left" in reasons(found["left"])["w8-b32"]
     assert activation_specs(list(found.values())) == []
+
+
+def test_smoothing_is_for_products(cpu: Profile) -> None:
+    """A convolution has the scheme without it, with the reason; ranges found at run time have none to go by."""
+    net = Net()
+    y = net.add("Conv", net.input("rows", 4, 6, 6), net.weight(4, 4, 1, 1, name="conv.weight"))
+    y = net.add("MatMul", y, net.weight(6, 5, name="product.weight"))
+    listed = ("float32", "w8a8-smooth0.5@mse", "w8a8@mse", "w8a8-smooth0.25@dynamic")
+    found = found_in(net.model(y), space_of(*listed), cpu)
+    assert texts(found["conv"]) == ["float32", "w8a8@mse"]
+    assert "cross-layer" in reasons(found["conv"])["w8a8-smooth0.5@mse"]
+    assert texts(found["product"]) == ["float32", "w8a8-smooth0.5@mse", "w8a8@mse"]
+    assert "calibrated ranges" in reasons(found["product"])["w8a8-smooth0.25@dynamic"]
+    entries = tuple(found.values())
+    assert smoothing_strengths(entries) == [0.5]
+    assert [str(spec.calibration) for spec in activation_specs(entries)] == ["mse"], "of tensors as they are"
 
 
 def test_schemes_that_become_equal_are_one(cpu: Profile) -> None:

@@ -115,6 +115,25 @@ def test_an_equalized_model_has_entries_of_its_own(tmp_path: Path) -> None:
     assert distance(found, exact) < 1e-5
 
 
+def test_smoothed_inputs_take_a_second_pass(tmp_path: Path) -> None:
+    """The second search finds the bank; its scales and ranges, pure functions of the data, come out the same."""
+    net = Net()
+    y = net.add("Relu", net.add("Gemm", net.input("rows", 6, name="x"), net.weight(6, 8), net.weight(8)))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(net.model(net.add("Gemm", y, net.weight(8, 3), net.weight(3))).SerializeToString())
+    model, cache = read_model(path), tmp_path / "cache"
+    data = Split(inputs={"x": np.random.default_rng(0).standard_normal((70, 6)).astype(np.float32)}, targets=None)
+    text = "w4a8-gptq-bc-smooth0.5@percentile99.9"
+    first, steps = laid(model, data, cache, ("float32", text))
+    assert steps[:2] == ["calibrating on 70 rows", "calibrating smoothed inputs"]
+    second, again = laid(model, data, cache, ("float32", text))
+    assert again == steps[:2], "nothing is quantized again"
+    policy = first.canonical(Policy.uniform([layer.name for layer in model.layers], Scheme.parse(text)))
+    assert first.build(policy) == second.build(policy)
+    (exact,), (found,) = run(model.graph.model, data.inputs).values(), run(first.build(policy), data.inputs).values()
+    assert distance(found, exact) < 0.3
+
+
 def test_ranges_are_collected_only_where_wanted(tmp_path: Path) -> None:
     lowering, steps = laid(source(tmp_path), split(40), schemes=("float32", "w8"))
     assert (len(lowering.affines), steps) == (0, ["quantizing weights: 3 entries for the bank"])
