@@ -127,7 +127,7 @@ class Lowered:
 
 def possible(graph: Graph, layer: Layer, scheme: Scheme) -> Scheme:
     """``scheme`` as far as the layer can have it."""
-    by_data = scheme.weight is not None and scheme.weight.rounding not in ("nearest", "kmeans")
+    by_data = scheme.weight is not None and scheme.weight.rounding not in ("nearest", "kmeans", "pq")
     if scheme.weight is not None and by_data and layer.op_type == "ConvTranspose":
         scheme = dataclasses.replace(scheme, weight=dataclasses.replace(scheme.weight, rounding="nearest"))
     if scheme.activation is not None and layer.integer_problem:

@@ -89,7 +89,7 @@ class WeightSpec:
         if self.rounding in ("kmeans", "pq") and self.bits not in (4, 2):
             raise JobError(f"codebooks ('-{self.rounding}') have 4 or 2 bits, not {self.bits}")
         if self.rounding == "pq" and self.granularity != "channel":
-            raise JobError("product quantization ('-pq') has no scales, so none per tensor or block")
+            raise JobError("product quantization ('-pq') has one scale a row, so none per tensor or block")
         if self.granularity in BLOCKS and (self.rounding not in ("nearest", "gptq") or self.bits == 7):
             raise JobError(f"blocks ('-{self.granularity}') have 8, 4 or 2 bits, rounded to nearest or by '-gptq'")
         if not self.symmetric and self.granularity not in BLOCKS:

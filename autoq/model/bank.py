@@ -21,12 +21,13 @@ from autoq.core.layer import Layer
 from autoq.core.scheme import WeightSpec
 from autoq.errors import ModelError
 from autoq.model.cache import write_aside
+from autoq.model.entries import Entry, arrays_of, axis_of, entry_of
 from autoq.model.graph import Graph
 from autoq.model.moments import sees_data
 from autoq.numerics.affine import half
-from autoq.numerics.blocks import blocks_of
 from autoq.numerics.correction import centered
-from autoq.numerics.weights import QuantizedWeight, factors_of, quantize_weight
+from autoq.numerics.product import product_codes
+from autoq.numerics.weights import factors_of, quantize_weight
 
 BANK_VERSION = 3
 """Part of every address: raise it when an algorithm changes what it computes."""
@@ -52,7 +53,7 @@ class Bank:
     calibration_id: str
     cache_dir: Path | None = None
     smoothing: Mapping[tuple[str, float], np.ndarray] = field(default_factory=dict)
-    entries: dict[tuple[str, WeightSpec], QuantizedWeight] = field(default_factory=dict)
+    entries: dict[tuple[str, WeightSpec], Entry] = field(default_factory=dict)
     _addresses: dict[tuple[str, WeightSpec], str] = field(default_factory=dict)
     _hashes: dict[str, str] = field(default_factory=dict)
     _shared: dict[tuple[str, WeightSpec], tuple[str, WeightSpec]] = field(default_factory=dict)
@@ -99,7 +100,7 @@ class Bank:
                 on_entry(done)
         self._share()
 
-    def add(self, layer: Layer, spec: WeightSpec, entry: QuantizedWeight) -> None:
+    def add(self, layer: Layer, spec: WeightSpec, entry: Entry) -> None:
         """Takes an entry that was computed with others (:mod:`autoq.model.reconstruct`)."""
         self.entries[layer.name, spec] = entry
         self._write(layer, spec, entry)
@@ -116,11 +117,15 @@ class Bank:
 
     def _quantize(
         self, task: Wanted, moments: Mapping[str, np.ndarray], means: Mapping[str, np.ndarray]
-    ) -> list[QuantizedWeight]:
+    ) -> list[Entry]:
         """The entries of a task of :func:`_by_hessian`."""
-        hessian, factors, entries = None, None, []
+        hessian, factors = None, None
+        entries: list[Entry] = []
         for layer, spec in task:
             try:
+                if spec.rounding == "pq":
+                    entries.append(product_codes(self.weight(layer, spec), bits=spec.bits))
+                    continue
                 if hessian is None and sees_data(layer, spec):
                     hessian = moments[layer.name]
                     hessian = centered(hessian, means[layer.name]) if spec.bias_correction else hessian
@@ -132,7 +137,7 @@ class Bank:
                     quantize_weight(
                         self.weight(layer, spec),
                         bits=spec.bits,
-                        axis=_axis(layer, spec),
+                        axis=axis_of(layer, spec),
                         block=spec.block,
                         symmetric=spec.symmetric,
                         rounding=spec.rounding,
@@ -168,7 +173,7 @@ class Bank:
                     "version": BANK_VERSION,
                     "weight": self._hashes[layer.weight],
                     "shape": list(layer.weight_shape),
-                    "axis": _axis(layer, spec),
+                    "axis": axis_of(layer, spec),
                     "block": spec.block,
                     "symmetric": spec.symmetric,
                     "groups": layer.groups,
@@ -189,44 +194,21 @@ class Bank:
         address = self.address(layer, spec)
         return self.cache_dir / "bank" / address[:2] / f"{address}.npz"
 
-    def _read(self, layer: Layer, spec: WeightSpec) -> QuantizedWeight | None:
+    def _read(self, layer: Layer, spec: WeightSpec) -> Entry | None:
         path = self._path(layer, spec)
         if path is None:
             return None
         try:
             # Opened here: NumPy would leave a damaged file open.
             with path.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
-                values, scale = stored["values"], stored["scale"]
-                zeros = None if spec.symmetric else stored["zero_point"]
-                codebook = stored["codebook"] if spec.rounding == "kmeans" else None
+                return entry_of(layer, spec, stored)
         except Exception:  # whatever a damaged file makes NumPy and zipfile raise: it is computed again
             return None
-        axis = _axis(layer, spec)
-        expected: tuple[int, ...] = (layer.channels,) if axis is not None else (1,)
-        if spec.block is not None:
-            expected = (layer.channels, blocks_of(layer.parameters // layer.channels, spec.block))
-        if values.shape != layer.weight_shape or values.dtype != np.int8 or scale.shape != expected:
-            return None
-        if scale.dtype != np.float32 or not (np.isfinite(scale).all() and scale.all()):
-            return None
-        if zeros is not None and (zeros.shape != expected or zeros.dtype != np.int8):
-            return None
-        if codebook is not None and not _is_codebook(codebook, spec.bits):
-            return None
-        return QuantizedWeight(
-            values=values,
-            scale=scale,
-            axis=axis,
-            bits=spec.bits,
-            block=spec.block,
-            zero_point=zeros,
-            codebook=codebook,
-        )
 
-    def _write(self, layer: Layer, spec: WeightSpec, entry: QuantizedWeight) -> None:
+    def _write(self, layer: Layer, spec: WeightSpec, entry: Entry) -> None:
         path = self._path(layer, spec)
         if path is not None:
-            write_aside(path, lambda handle: np.savez(handle, allow_pickle=False, **_arrays(entry)))
+            write_aside(path, lambda handle: np.savez(handle, allow_pickle=False, **arrays_of(entry)))
 
 
 def _knows_data(layer: Layer, spec: WeightSpec) -> bool:
@@ -247,17 +229,3 @@ def _by_hessian(wanted: Wanted, moments: Mapping[str, np.ndarray]) -> list[list[
         seen = (id(moments[layer.name]), *corrections) if sees_data(layer, spec) else (layer.name, spec)
         tasks.setdefault(seen, []).append((layer, spec))
     return list(tasks.values())
-
-
-def _axis(layer: Layer, spec: WeightSpec) -> int | None:
-    return None if spec.granularity == "tensor" else layer.channel_axis
-
-
-def _arrays(entry: QuantizedWeight) -> dict[str, np.ndarray]:
-    optional = {"zero_point": entry.zero_point, "codebook": entry.codebook}
-    given = {name: values for name, values in optional.items() if values is not None}
-    return {"values": entry.values, "scale": entry.scale, **given}
-
-
-def _is_codebook(values: np.ndarray, bits: int) -> bool:
-    return values.shape == (2**bits,) and values.dtype == np.int8 and bool((values[1:] >= values[:-1]).all())

@@ -22,7 +22,7 @@ WORTH_A_CAST = 24
 """Elements from which two bytes saved on each pay for the Cast and its names."""
 
 # Suffixes of names that nobody looks for.
-_PASSING = re.compile(r"::(gate(::\w+)?|b|bc|c|h|in|raw|w?[sz])$")
+_PASSING = re.compile(r"::(gate(::\w+)?|b|bc|book|c|h|i32|in|raw|w?[sz])$")
 
 _DEFAULTS: dict[str, Callable[[object], bool]] = {
     "auto_pad": lambda value: value == b"NOTSET",

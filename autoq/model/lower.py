@@ -33,14 +33,22 @@ from autoq.model.activations import ACTIVATIONS, UNIT, slope, written_at
 from autoq.model.assemble import assemble, live, without_notes
 from autoq.model.barriers import barriers
 from autoq.model.corrections import added_bias
+from autoq.model.entries import Entry
 from autoq.model.forms import form_candidate, formed
 from autoq.model.graph import Graph, attribute
 from autoq.model.operators import is_carry
 from autoq.model.placement import Placement, Placer
-from autoq.model.products import blockwise_look_up, blockwise_product, dynamic_product, found_range
+from autoq.model.products import (
+    blockwise_look_up,
+    blockwise_product,
+    coded_look_up,
+    dynamic_product,
+    found_range,
+)
 from autoq.model.smoothing import Scales, absorbing, smoothed_name
 from autoq.model.stored import Stored
 from autoq.numerics.affine import half
+from autoq.numerics.product import ProductCodes
 from autoq.numerics.weights import QuantizedWeight
 
 Affine = tuple[np.float32, int]
@@ -62,7 +70,7 @@ class Lowering:
     graph: Graph
     layers: tuple[Layer, ...]
     affines: Mapping[tuple[str, ActivationSpec], Affine]
-    bank: Mapping[tuple[str, WeightSpec], QuantizedWeight]
+    bank: Mapping[tuple[str, WeightSpec], Entry]
     corrections: Mapping[tuple[str, WeightSpec], np.ndarray] = field(default_factory=dict)
     smoothing: Scales = field(default_factory=dict)
     accuracy_level: int = 4
@@ -431,6 +439,12 @@ class _Builder:
             node.input[0], node.output[0] = f"{layer.weight}::f16", rows
             self.nodes.append(node)
             return helper.make_node("Cast", [rows], [target], f"{target}::Cast", to=TensorProto.FLOAT)
+        if scheme.weight.rounding == "pq":
+            codes = self._entry(layer, scheme)
+            assert isinstance(codes, ProductCodes)
+            *before, last = coded_look_up(node, codes, *self.stored.codes(layer, codes))
+            self.nodes += before
+            return last
         weight = self._banked(layer, scheme)
         if scheme.weight.block is not None:
             return blockwise_look_up(node, scheme.weight, self.stored.blocks(layer, scheme.weight, weight))
@@ -444,6 +458,11 @@ class _Builder:
         return helper.make_node("Mul", [f"{rows}::f32", scales], [target], f"{target}::Mul")
 
     def _banked(self, layer: Layer, scheme: Scheme) -> QuantizedWeight:
+        entry = self._entry(layer, scheme)
+        assert isinstance(entry, QuantizedWeight)
+        return entry
+
+    def _entry(self, layer: Layer, scheme: Scheme) -> Entry:
         assert scheme.weight is not None
         try:
             return self.bank[layer.tied_to or layer.name, scheme.weight]

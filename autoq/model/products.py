@@ -7,15 +7,20 @@
 * Weights in blocks: MatMulNBits and GatherBlockQuantized, ONNX Runtime's own operators (domain com.microsoft), which
   read the packed weights at every run. ONNX has no operator of that kind, and DequantizeLinear with blocks would run at
   every inference. An Add of a bias behind a MatMulNBits is fused by the runtime, too.
+* Tables of codes (product quantization), in ONNX's own operators: the codes of the rows taken are looked up, then the
+  runs of columns that they stand for. Nothing of the table is unpacked when the session loads.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import onnx
 from onnx import TensorProto, helper
 
 from autoq.core.layer import Layer
 from autoq.core.scheme import WeightSpec
+from autoq.numerics.product import ProductCodes
 
 OWN_DOMAIN = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
@@ -88,3 +93,37 @@ def blockwise_look_up(node: onnx.NodeProto, spec: WeightSpec, stored: tuple[str,
         gather_axis=0,
         quantize_axis=1,
     )
+
+
+def coded_look_up(
+    node: onnx.NodeProto, entry: ProductCodes, codes: str, centroids: str, first: str, scale: str
+) -> list[onnx.NodeProto]:
+    """A Gather ``node`` of a table's rows from codes; the last node has its output.
+
+    ``codes`` is uint8 ``[rows, M]``, ``centroids`` int8 ``[M * entries, sub]``, of which those of run m begin at
+    ``first[m]`` (int32 ``[M]``), and ``scale`` float32 ``[rows, 1]``.
+    """
+    out, indices = node.output[0], node.input[1]
+    made: list[onnx.NodeProto] = []
+
+    def add(op_type: str, inputs: list[str], suffix: str, **attributes: Any) -> str:
+        name = f"{out}::rows::{suffix}"
+        made.append(helper.make_node(op_type, inputs, [name], f"{name}::{op_type}", **attributes))
+        return name
+
+    taken = helper.make_node("Gather", [codes, indices], [f"{out}::rows::codes"], node.name, axis=0)
+    made.append(taken)
+    where = add("Add", [add("Cast", [taken.output[0]], "i32", to=TensorProto.INT32), first], "where")
+    runs = add("Gather", [centroids, where], "runs", axis=0)
+    # The indices may have any rank, known or not: rows are put together in the shape that they have.
+    width = entry.codes.shape[1] * entry.centroids.shape[2]
+    columns = add("Constant", [], "columns", value_ints=[width])
+    shape = add("Concat", [add("Shape", [indices], "indices"), columns], "shape", axis=0)
+    rows = add("Reshape", [runs, shape], "rows")
+    if width > entry.columns:
+        bounds = [add("Constant", [], name, value_ints=[at]) for name, at in (("0", 0), ("end", entry.columns))]
+        rows = add("Slice", [rows, *bounds, add("Constant", [], "last", value_ints=[-1])], "slice")
+    scales = add("Gather", [scale, indices], "s", axis=0)
+    values = add("Cast", [rows], "f32", to=TensorProto.FLOAT)
+    made.append(helper.make_node("Mul", [values, scales], [out], f"{out}::Mul"))
+    return made

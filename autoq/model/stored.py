@@ -5,6 +5,7 @@ the weight's own, which is how a reader of the file finds it again:
 
 * ``WEIGHT::w``, ``::s``, ``::z``: integers, scales and zero points;
 * ``WEIGHT::book``: the int8 codebook that unsigned ``::w`` are indices into;
+* ``WEIGHT::codes``, ``::centroids``, ``::first``: codes, what they stand for, where each run of columns begins in that;
 * ``WEIGHT::f16``: float16;
 * ``BIAS::NODE::b``, ``::s``: a Gemm's int32 bias and its scales, or a Conv's float one; ``BIAS::NODE::bc`` a corrected
   one, ``BIAS::bc`` a rounded one. A layer that had none has one named after its weight.
@@ -25,6 +26,7 @@ from autoq.core.scheme import WeightSpec
 from autoq.numerics.affine import MIN_SCALE, half
 from autoq.numerics.codebook import grid
 from autoq.numerics.packing import pack_indices, pack_int2, pack_int4, pack_rows
+from autoq.numerics.product import ProductCodes
 from autoq.numerics.weights import QuantizedWeight
 
 _INT32_MAX = 2**31 - 1
@@ -139,6 +141,17 @@ class Stored:
             self.array(f"{weight}::s", np.asarray(1, np.float32))
             self._dequantize([f"{weight}::w", f"{weight}::s"], target, None)
         return target
+
+    def codes(self, layer: Layer, entry: ProductCodes) -> tuple[str, str, str, str]:
+        """Codes, centroids, where each run's begin, and scales, as a look-up in a table of codes reads them."""
+        stem = self._stem(layer)
+        if self._begin(f"{stem}::codes"):
+            parts, count, sub = entry.centroids.shape
+            self.array(f"{stem}::codes", entry.codes)
+            self.array(f"{stem}::centroids", entry.centroids.reshape(parts * count, sub))
+            self.array(f"{stem}::first", np.arange(0, parts * count, count, dtype=np.int32))
+            self.array(f"{stem}::s", entry.scale[:, None])
+        return f"{stem}::codes", f"{stem}::centroids", f"{stem}::first", f"{stem}::s"
 
     def array(self, name: str, value: np.ndarray) -> None:
         """Stores ``value`` unless something is stored under ``name`` already."""

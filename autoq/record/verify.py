@@ -13,6 +13,7 @@ from onnx import TensorProto, numpy_helper
 from autoq.core.identity import sha256_hex
 from autoq.core.scheme import Scheme
 from autoq.errors import AutoqError, RunError, TrialError
+from autoq.numerics.product import width
 from autoq.numerics.scales import WEIGHT_LEVELS
 from autoq.record.manifest import activation_scales, read_manifest
 from autoq.runtime.data import load_split
@@ -171,6 +172,11 @@ def _weight_problem(record: dict[str, Any], graph: onnx.GraphProto) -> str:
     kind = TensorProto.DataType.Name(stored[name].data_type)
     coded = scheme.weight is not None and scheme.weight.rounding == "kmeans"
     expected = (_INDICES if coded else _STORED).get(scheme.weight_bits)
+    if scheme.weight is not None and scheme.weight.rounding == "pq":
+        columns = _columns_of_a_code(graph, name)
+        if stored[name].data_type != TensorProto.UINT8 or columns != width(scheme.weight.bits):
+            return f"asked for {scheme}, the file holds {kind} with {columns or 'no'} columns to a code"
+        return ""
     if scheme.weight is not None and scheme.weight.bits == 7 and stored[name].data_type == expected:
         low, high = WEIGHT_LEVELS[7]
         values = numpy_helper.to_array(stored[name])
@@ -182,6 +188,12 @@ def _weight_problem(record: dict[str, Any], graph: onnx.GraphProto) -> str:
         what = "indices into a codebook" if coded else "weights"
         return f"asked for {scheme.weight_bits}-bit {what}, the file holds {kind}"
     return ""
+
+
+def _columns_of_a_code(graph: onnx.GraphProto, codes: str) -> int | None:
+    """How many columns each code of product quantization stands for, from the centroids beside the codes."""
+    name = f"{codes.removesuffix('::codes')}::centroids"
+    return next((int(t.dims[-1]) for t in graph.initializer if t.name == name and len(t.dims) == 2), None)
 
 
 def _metric(path: Path, manifest: dict[str, Any], job_file: str | None) -> list[Check]:

@@ -17,6 +17,7 @@ from autoq.model.graph import Graph
 from autoq.model.moments import has_moment
 from autoq.model.prepare import INT2_IR_VERSION, INT2_OPSET, TARGET_OPSET, raise_opset
 from autoq.model.smoothing import smoothing_problem
+from autoq.numerics.product import least_rows
 from autoq.runtime.ort import open_session
 from autoq.spec.hardware import Profile
 from autoq.spec.space import Space
@@ -180,21 +181,12 @@ def _int2_problem(graph: Graph, opset: int) -> str:
 
 
 def _has_int2(scheme: Scheme) -> bool:
-    """Whether the file holds 2-bit integers of ONNX's; blocks are bytes that the runtime's own operators unpack."""
-    return scheme.weight is not None and scheme.weight.bits == 2 and scheme.weight.block is None
-
-
-def _unbuilt(scheme: Scheme) -> bool:
-    """Schemes that the grammar has and nothing builds yet."""
+    """Whether the file holds 2-bit integers of ONNX's; blocks and product quantization have bytes."""
     weight = scheme.weight
-    if weight is None:
-        return False
-    return weight.rounding not in ("nearest", "gptq", "adaround", "brecq", "kmeans")
+    return weight is not None and weight.bits == 2 and weight.block is None and weight.rounding != "pq"
 
 
 def _model_problem(graph: Graph, layer: Layer, scheme: Scheme, opset: int) -> str | None:
-    if _unbuilt(scheme):
-        return f"{scheme} cannot be built yet"
     if scheme.activation is not None and layer.integer_problem:
         return layer.integer_problem
     if scheme.activation is not None and scheme.activation.dynamic and layer.op_type == "Conv":
@@ -205,6 +197,8 @@ def _model_problem(graph: Graph, layer: Layer, scheme: Scheme, opset: int) -> st
         return "'-brecq' fits layers to the inputs of other layers as they are, not smoothed: take '-adaround'"
     if scheme.weight is not None and scheme.weight.block is not None:
         return _block_problem(layer, scheme.weight)
+    if scheme.weight is not None and scheme.weight.rounding == "pq":
+        return _product_problem(layer, scheme.weight)
     if scheme.weight is not None and scheme.weight_bits < 8 and opset < TARGET_OPSET:
         return f"the model stayed at opset {opset}; {scheme.weight.bits}-bit weights need {TARGET_OPSET}"
     if scheme.weight is not None and scheme.weight.bits == 16:
@@ -212,6 +206,16 @@ def _model_problem(graph: Graph, layer: Layer, scheme: Scheme, opset: int) -> st
         assert weight is not None
         if np.abs(weight).max(initial=0.0) > _FLOAT16_MAX:
             return f"a weight exceeds float16's largest value, {_FLOAT16_MAX:g}"
+    return None
+
+
+def _product_problem(layer: Layer, spec: WeightSpec) -> str | None:
+    """Why the weights of a layer cannot be product-quantized, or ``None``."""
+    if layer.op_type != "Gather":
+        return "product quantization ('-pq') codes the rows of embedding tables; '-kmeans' is for layers that compute"
+    rows, least = layer.weight_shape[0], least_rows(spec.bits)
+    if rows < least:
+        return f"with {rows} rows, codebooks would take more room than codes: '-pq' pays from {least} rows on"
     return None
 
 

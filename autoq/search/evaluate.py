@@ -17,9 +17,9 @@ from autoq.core.policy import Policy
 from autoq.core.result import Failure
 from autoq.core.scheme import ActivationSpec, WeightSpec
 from autoq.errors import MetricError, TrialError
+from autoq.model.entries import Entry
 from autoq.model.graph import Graph
 from autoq.model.lower import Affine, Lowering
-from autoq.numerics.weights import QuantizedWeight
 from autoq.runtime.metric import Metric
 from autoq.runtime.ort import open_session, run_batches
 
@@ -36,7 +36,7 @@ class Workload:
     model: bytes
     layers: tuple[Layer, ...]
     affines: Mapping[tuple[str, ActivationSpec], Affine]
-    bank: Mapping[tuple[str, WeightSpec], QuantizedWeight]
+    bank: Mapping[tuple[str, WeightSpec], Entry]
     corrections: Mapping[tuple[str, WeightSpec], np.ndarray]
     smoothing: Mapping[tuple[str, float], np.ndarray]
     inputs: Mapping[str, np.ndarray]

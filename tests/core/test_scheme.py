@@ -30,7 +30,7 @@ def test_texts_survive(text: str) -> None:
         ("w7", "7-bit weights leave room"),
         ("w8-kmeans", "have 4 or 2 bits, not 8"),
         ("w8-pq", "have 4 or 2 bits, not 8"),
-        ("w4-tensor-pq", "has no scales"),
+        ("w4-tensor-pq", "has one scale a row"),
         ("w4-asym", "come with blocks only"),
         ("w4-b32-adaround", "rounded to nearest or by '-gptq'"),
         ("w4a8-b32@mse", "are weight-only"),

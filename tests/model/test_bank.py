@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 
 from autoq.core.scheme import Scheme, WeightSpec
 from autoq.errors import ModelError
@@ -21,6 +22,7 @@ from autoq.model.calibrate import calibrate
 from autoq.model.graph import Graph
 from autoq.model.layers import read_layers
 from autoq.numerics.affine import half
+from autoq.numerics.product import ProductCodes
 from autoq.numerics.weights import QuantizedWeight, quantize_weight
 from tests.models import Net
 
@@ -184,6 +186,50 @@ def test_codebooks_of_another_form_are_computed_again(tmp_path: Path, book: np.n
     assert not Bank(graph, calibration_id="", cache_dir=tmp_path).read_cache(wanted)
     (entry,) = bank.entries.values()
     arrays = {"values": entry.values, "scale": entry.scale} | ({} if book is None else {"codebook": book})
+    with path.open("wb") as handle:
+        np.savez(handle, **arrays)
+    assert Bank(graph, calibration_id="", cache_dir=tmp_path).read_cache(wanted) == wanted
+
+
+def table_graph() -> Graph:
+    net = Net()
+    ids = net.input("rows", name="ids", kind=TensorProto.INT64)
+    return Graph(net.model(net.add("Gather", net.weight(300, 6, name="embed.weight"), ids)))
+
+
+@pytest.mark.parametrize("bits", [4, 2])
+def test_codes_come_back(tmp_path: Path, bits: int) -> None:
+    graph = table_graph()
+    wanted = [(read_layers(graph)[0], WeightSpec(bits=bits, rounding="pq"))]  # type: ignore[arg-type]
+    first, second = (Bank(graph, calibration_id=name, cache_dir=tmp_path) for name in ("one", "another"))
+    first.compute(wanted, {})
+    assert second.read_cache(wanted) == [], "no data is looked at"
+    (written,), (found,) = first.entries.values(), second.entries.values()
+    assert isinstance(written, ProductCodes) and isinstance(found, ProductCodes)
+    np.testing.assert_array_equal(found.dequantize(), written.dequantize())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"codes": np.zeros((300, 4), np.uint8)},
+        {"codes": np.zeros((300, 3), np.int8)},
+        {"codes": np.full((300, 3), 9, np.uint8), "centroids": np.zeros((3, 9, 2), np.int8)},
+        {"centroids": np.zeros((3, 256, 4), np.int8)},
+        {"centroids": np.zeros((3, 512), np.int8)},
+        {"centroids": np.zeros((3, 0, 2), np.int8)},
+        {"scale": np.full(300, np.nan, np.float32)},
+        {"scale": np.full(300, -1, np.float32)},
+        {"scale": np.ones(299, np.float32)},
+    ],
+)
+def test_codes_of_another_form_are_computed_again(tmp_path: Path, change: dict[str, np.ndarray]) -> None:
+    graph = table_graph()
+    wanted = [(read_layers(graph)[0], WeightSpec(bits=4, rounding="pq"))]
+    Bank(graph, calibration_id="", cache_dir=tmp_path).compute(wanted, {})
+    (path,) = entries(tmp_path)
+    with np.load(path) as stored:
+        arrays = dict(stored) | change
     with path.open("wb") as handle:
         np.savez(handle, **arrays)
     assert Bank(graph, calibration_id="", cache_dir=tmp_path).read_cache(wanted) == wanted

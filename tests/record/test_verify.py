@@ -20,8 +20,9 @@ from autoq.core.identity import sha256_hex
 from autoq.errors import DataError, RunError
 from autoq.numerics.packing import pack_indices
 from autoq.record.export import export_point
-from autoq.record.manifest import read_manifest
-from autoq.record.verify import Verification, verify
+from autoq.record.manifest import layer_record, read_manifest
+from autoq.record.verify import LayerCheck, Verification, verify
+from tests.models import Net, lowered
 from tests.small_job import QUIET_SEARCH, one_policy_space, tracking_uri, write_job
 
 pytestmark = pytest.mark.filterwarnings(*QUIET_SEARCH)
@@ -42,7 +43,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_products_with_kernels_of_their_own(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Ranges found at run time, and blocks: verified like any other, and told from what they are not."""
-    policy = {"conv1": "float32", "conv2": "w8a8@minmax", "fc1": "w4a8-gptq@dynamic", "fc2": "w4-b32-asym-gptq"}
+    policy = {"conv1": "w4-kmeans", "conv2": "w8a8@minmax", "fc1": "w4a8-gptq@dynamic", "fc2": "w4-b32-asym-gptq"}
     job = write_job(tmp_path, tracking_uri(tmp_path_factory), space="one.yaml", budget={"trials": 1})
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(one_policy_space(policy)))
     export = autoq.search(job, out=tmp_path / "run", ray="off").export("best", tmp_path / "export")
@@ -55,6 +56,7 @@ def test_products_with_kernels_of_their_own(tmp_path: Path, tmp_path_factory: py
         ({"fc2": "w4a8@dynamic"}, "asked for 8-bit activations, runs in MatMulNBits"),
         ({"fc2": "w2-b32"}, "MatMulNBits has other bits or blocks"),
         ({"fc2": "w4-b64"}, "MatMulNBits has other bits or blocks"),
+        ({"conv1": "w4"}, "asked for 4-bit weights, the file holds UINT4"),
     ):
         told = {**policy, **wrong}
         rewrite(export, lambda manifest, told=told: [r.update(scheme=told[r["layer"]]) for r in manifest["layers"]])
@@ -295,6 +297,28 @@ def test_codebooks_are_told_from_integers(copy: Path) -> None:
     rewrite(copy, lambda manifest: manifest["layers"][2].update(scheme="w4-kmeans"))
     (wrong,) = [layer for layer in verify(copy, metric=False).layers if layer.problem]
     assert wrong.problem == "asked for 4-bit indices into a codebook, the file holds UINT2"
+
+
+def test_tables_of_codes(copy: Path) -> None:
+    net = Net()
+    ids = net.input("rows", name="ids", kind=TensorProto.INT64)
+    y = net.add("Gather", net.weight(1100, 8, name="embed.weight"), ids)
+    subject = lowered(net.model(y), ["w2-pq"], {"ids": np.arange(9)})
+    data = subject.build("w2-pq")
+    (copy / "model.onnx").write_bytes(data)
+
+    def asked(scheme: str) -> LayerCheck:
+        record = {**layer_record(subject.layers[0], (y,)), "scheme": scheme}
+        rewrite(copy, lambda manifest: manifest.update(layers=[record], scales={}))
+        rewrite(copy, lambda manifest: manifest["model"].update(sha256=sha256_hex(data)))
+        (layer,) = verify(copy, metric=False).layers
+        return layer
+
+    good = asked("w2-pq")
+    assert (good.problem, good.executed.kernel, good.executed.runtime_conversion) == ("", "Gather", "")
+    assert asked("w4-pq").problem == "asked for w4-pq, the file holds UINT8 with 4 columns to a code"
+    assert asked("w2").problem == "asked for 2-bit weights, the file holds UINT8"
+    assert asked("float32").problem == "asked for float32 weights, the file holds UINT8"
 
 
 def test_a_layer_that_reads_another_ones_weight_is_caught(copy: Path) -> None:

@@ -59,6 +59,22 @@ def test_the_spaces_order_is_kept(cpu: Profile) -> None:
     assert (texts(entry), entry.refused) == (list(listed), ())
 
 
+def test_product_quantization_is_for_tables(cpu: Profile) -> None:
+    net = Net()
+    ids = net.input("rows", name="ids", kind=TensorProto.INT64)
+    large = net.add("Gather", net.weight(1024, 4, name="large.weight"), ids)
+    middle = net.add("Gather", net.weight(1023, 4, name="middle.weight"), ids)
+    y = net.add("MatMul", net.add("Add", large, middle), net.weight(4, 3, name="product.weight"))
+    found = found_in(net.model(y), space_of("float32", "w4-pq", "w2-pq"), cpu)
+    assert {name: texts(entry) for name, entry in found.items()} == {
+        "large": ["float32", "w4-pq", "w2-pq"],
+        "middle": ["float32", "w4-pq"],
+        "product": ["float32"],
+    }
+    assert "with 1023 rows, codebooks would take more room than codes" in reasons(found["middle"])["w2-pq"]
+    assert "codes the rows of embedding tables" in reasons(found["product"])["w4-pq"]
+
+
 def test_layers_that_integers_cannot_run(cpu: Profile) -> None:
     net = Net()
     x = net.input("rows", 4, 6, 6)
