@@ -25,12 +25,15 @@ from autoq.model.bank import BANK_VERSION, default_cache_dir
 from autoq.model.calibrate import output_shapes
 from autoq.model.corrections import CORRECTION_VERSION
 from autoq.model.forms import formed
+from autoq.model.health import ROWS as HEALTH_ROWS
+from autoq.model.health import HealthCheck
 from autoq.model.layers import with_macs
 from autoq.model.lower import Lowering
 from autoq.model.placement import Placer
 from autoq.model.source import SourceModel, read_model
 from autoq.numerics.bootstrap import spearman
 from autoq.record.front import write_front
+from autoq.record.health import Health, health_record
 from autoq.record.manifest import layer_record
 from autoq.record.publish import EXAMPLE_ROWS, publish
 from autoq.record.run_folder import RunFolder, free_name
@@ -316,7 +319,8 @@ def _search(
     events.step("writing the report")
     extras = _extras(setting, executor)
     example = {name: array[:EXAMPLE_ROWS] for name, array in setting.search.inputs.items()}
-    publish(folder.path, front, search.trials, extras, tracker, example, job.data.batch)
+    health = _health(setting, lowering, front, folder, events)
+    publish(folder.path, front, search.trials, extras, tracker, example, job.data.batch, health)
     return front, tuple(search.trials)
 
 
@@ -733,6 +737,24 @@ def _notes(setting: Setting, search: Search, points: Sequence[FrontPoint]) -> tu
     elif not points:
         notes.append(f"no point is left on the front: {search.problem.nearest_miss(search.trials)}")
     return tuple(notes)
+
+
+def _health(setting: Setting, lowering: Lowering, front: Front, folder: RunFolder, events: Events) -> Health:
+    """The health of the front's points; what cannot be taken is left out, with a warning: no search ends for it."""
+    narrow = describe().adds_pairs_in_16_bits or bool(setting.profile.instead)
+    batch = max((spec.shape[0] or 0 for spec in setting.inputs if spec.shape), default=0) or HEALTH_ROWS
+    calibration = {name: array[:batch] for name, array in setting.calibration.inputs.items()}
+    rows = {name: np.resize(array, (batch, *array.shape[1:])) for name, array in calibration.items()}
+    found = {}
+    try:
+        check = HealthCheck(lowering, rows)
+        for point in front.points:
+            model = (folder.path / point.model_path).read_bytes()
+            layers = check.take(point.policy, model, banked=point.polish is None)
+            found[point.id] = health_record(layers, narrow=narrow)
+    except (TrialError, OSError) as error:
+        events.warn(f"the numerical health of the front's models could not be taken: {error}")
+    return found
 
 
 def _extras(setting: Setting, executor: Executor) -> dict[str, dict[str, object]]:

@@ -13,6 +13,7 @@ from autoq.errors import RunError
 from autoq.record.choice import select
 from autoq.record.files import write_atomically
 from autoq.record.front import read_front
+from autoq.record.health import HEALTH_FILE, point_health
 from autoq.record.manifest import MANIFEST_FILE, MODEL_FILE, manifest_of
 from autoq.record.run_folder import RunFolder
 
@@ -62,6 +63,11 @@ def export_point(
     write_atomically(out / MODEL_FILE, model)
     write_atomically(out / MANIFEST_FILE, json.dumps(manifest, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     write_atomically(out / "infer.py", infer_script(model))
+    health = point_health(run, point.id)
+    if health is not None:
+        write_atomically(out / HEALTH_FILE, health)
+    else:
+        (out / HEALTH_FILE).unlink(missing_ok=True)  # of a point that was exported here before
     return point
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from autoq.core.result import Front, Trial
 from autoq.record.files import write_atomically
+from autoq.record.health import HEALTH_FILE, Health, health_json
 from autoq.record.interactive import front_html
 from autoq.record.plots import plot_front, png
 from autoq.record.report import report_html
@@ -26,15 +27,17 @@ def publish(
     tracker: Tracker,
     example: Mapping[str, np.ndarray],
     batch: int,
+    health: Health,
 ) -> None:
-    """Writes ``front.png``, ``front.html`` and ``report.html`` into the run folder; logs them and the front's models.
+    """Writes ``front.png``, ``front.html``, ``report.html`` and ``health.json`` into the run folder; logs the report.
 
-    ``example`` has a few rows for every input: the models' input example. Raises :class:`autoq.errors.RunError` when a
-    file cannot be written; what MLflow refuses is remembered by the tracker.
+    The front's models are logged, too. ``example`` has a few rows for every input: the models' input example. Raises
+    :class:`autoq.errors.RunError` when a file cannot be written; what MLflow refuses is remembered by the tracker.
     """
     write_atomically(folder / "front.png", png(plot_front(front, trials)))
     write_atomically(folder / "front.html", front_html(front, trials))
-    write_atomically(folder / "report.html", report_html(front, trials, extras))
+    write_atomically(folder / "report.html", report_html(front, trials, extras, health))
+    write_atomically(folder / HEALTH_FILE, health_json(health))
     tracker.log_front(front, trials, folder, extras)
     for point in front.points:
         path = folder / point.model_path

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from autoq.core.result import Front, Trial
 from autoq.record.choice import uses_final
+from autoq.record.health import Health, health_html
 from autoq.record.interactive import front_div, plotting_script
 from autoq.record.plot_data import BITS_COLOURS
 from autoq.record.polish_summary import polish_table
@@ -20,11 +21,13 @@ _MOST_MESSAGES = 10
 _LONGEST_MESSAGE = 400
 
 
-def report_html(front: Front, trials: Sequence[Trial], extras: Mapping[str, Mapping[str, object]]) -> str:
+def report_html(
+    front: Front, trials: Sequence[Trial], extras: Mapping[str, Mapping[str, object]], health: Health | None = None
+) -> str:
     """The report of a search as the text of one HTML page.
 
-    ``extras`` are further tables, title -> name -> value, shown in their order at the end: how it was measured, the
-    machine, software versions.
+    ``health`` is that of the front's points. ``extras`` are further tables, title -> name -> value, shown in their
+    order at the end: how it was measured, the machine, software versions.
     """
     name = html.escape(front.name)
     body = [
@@ -39,6 +42,7 @@ def report_html(front: Front, trials: Sequence[Trial], extras: Mapping[str, Mapp
         "<h2>Which layer has which scheme</h2>",
         _heat_map(front),
         _polish(front),
+        health_html(front, health) if health else "",
         _dropped(front),
         _failures(trials),
         "<h2>How it was measured</h2>",
@@ -220,5 +224,6 @@ table.numbers td, table.heat td { font-variant-numeric: tabular-nums; white-spac
 tr.knee td { background: #fff4ec; }
 b.mark { font-size: 11px; color: #d9480f; } .ci { color: #777; font-size: 11px; }
 table.heat td { border: 1px solid #fff; text-align: center; font-size: 11px; padding: 2px 6px; }
+details { margin: 0.4em 0; } summary { cursor: pointer; } .warning { color: #a33; }
 table.heat th { font-weight: normal; font-size: 12px; white-space: nowrap; }
 """

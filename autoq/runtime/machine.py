@@ -41,6 +41,11 @@ class MachineInfo:
     usable_cores: int
     memory_bytes: int
 
+    @property
+    def adds_pairs_in_16_bits(self) -> bool:
+        """Whether integer kernels add two products in 16 bits here, and saturate: x86 with AVX2 and without VNNI."""
+        return "avx2" in self.flags and not self.flags & {"avx512_vnni", "avx_vnni"}
+
 
 def describe() -> MachineInfo:
     """This machine."""
