@@ -74,11 +74,18 @@ class Problem:
         return self.canonical(Policy.of(schemes))
 
     def uniform_seeds(self) -> list[tuple[str, dict[str, Scheme]]]:
-        """The uniform policies, as far as each layer allows, by the name of their scheme; float32 is the baseline."""
-        return [
-            (str(wanted), {name: _nearest(wanted, schemes) for name, schemes in self.choices.items()})
+        """The uniform policies, as far as each layer allows, by the name of their scheme; float32 is the baseline.
+
+        A scheme that most layers cannot have gives none: it would be another one's under a false name, or nearly so.
+        """
+        choices = self.choices
+        common = [
+            wanted
             for wanted in self.seed_schemes
-            if wanted != FLOAT32
+            if wanted != FLOAT32 and 2 * sum(wanted in schemes for schemes in choices.values()) >= len(choices)
+        ]
+        return [
+            (str(wanted), {name: _nearest(wanted, schemes) for name, schemes in choices.items()}) for wanted in common
         ]
 
     def modelled_latency(self, policy: Policy) -> float:

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from autoq.core.scheme import FLOAT32, Scheme
+from autoq.core.layer import Layer
+from autoq.core.scheme import FLOAT32, Scheme, WeightSpec
 from autoq.numerics.pareto import non_dominated
 from autoq.search.candidates import Candidates
 from autoq.search.sensitivity import Sensitivity
@@ -22,7 +23,7 @@ from autoq.spec.hardware import Profile
 # Prices relative to the dearest exchange that any layer could make; the ends are "free" and "at any cost".
 _PRICES = np.concatenate([[0.0], np.logspace(-9, 3, 49)])
 
-_BYTES_PER_SCALE = 4
+_BYTES_PER_SCALE = 2  # float16, nearly always
 
 
 def knapsack_seeds(
@@ -76,10 +77,18 @@ def _costs(entry: Candidates, table: Sensitivity, profile: Profile) -> npt.NDArr
     layer = entry.layer
     rows = []
     for scheme in entry.schemes:
-        scales = 0 if scheme.weight is None or scheme.weight.bits == 16 else _BYTES_PER_SCALE * layer.channels
-        size = layer.parameters * scheme.weight_bits / 8 + scales
+        size = layer.parameters * scheme.weight_bits / 8 + _bytes_of_scales(layer, scheme.weight)
         rows.append((table.noise(layer.name, scheme), size, layer.macs * profile.cost(layer.kind, scheme, layer.uses)))
     return np.array(rows, np.float64)
+
+
+def _bytes_of_scales(layer: Layer, spec: WeightSpec | None) -> float:
+    if spec is None or spec.bits == 16:
+        return 0.0
+    count = 1 if spec.granularity == "tensor" else layer.channels
+    if spec.block is not None:
+        count *= -(-layer.parameters // layer.channels // spec.block)
+    return count * (_BYTES_PER_SCALE + (0 if spec.symmetric else spec.bits / 8))
 
 
 def _sweep(costs: Sequence[npt.NDArray[np.float64]]) -> list[tuple[int, ...]]:

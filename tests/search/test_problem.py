@@ -10,7 +10,7 @@ from autoq.core.objectives import OBJECTIVES, constraint_violations, losses, tri
 from autoq.core.policy import Policy
 from autoq.core.result import Failure, Trial
 from autoq.core.scheme import FLOAT32, Scheme
-from tests.search.problems import BASELINE, make_problem, make_trial
+from tests.search.problems import BASELINE, SCHEMES, make_problem, make_trial
 
 
 def scheme(text: str) -> Scheme:
@@ -100,22 +100,33 @@ def test_nearest_miss_where_nothing_is_broken_or_complete() -> None:
 
 def test_a_seed_becomes_the_nearest_scheme_that_a_layer_can_have() -> None:
     problem = make_problem(
-        ("plain", "weights only", "nothing"),
+        ("plain", "weights only", "nothing", "product"),
         own={
             "weights only": [scheme(text) for text in ("float32", "float16", "w8", "w4-gptq")],
             "nothing": [FLOAT32],
+            "product": [*SCHEMES, scheme("w8a8@dynamic")],
         },
-        seeds=[scheme(text) for text in ("float32", "w8a8@minmax", "w4a8@mse", "w4", "w8a8@entropy")],
+        seeds=[scheme(text) for text in ("float32", "w8a8@minmax", "w4a8@mse", "w4", "w8a8@dynamic")],
     )
     seeds = problem.uniform_seeds()
     # float32 is the baseline, and a layer without a choice is no parameter.
-    assert [name for name, _ in seeds] == ["w8a8@minmax", "w4a8@mse", "w4", "w8a8@entropy"]
+    # What only one of three layers can have is no seed of all.
+    assert [name for name, _ in seeds] == ["w8a8@minmax", "w4a8@mse", "w4"]
     chosen = {name: {layer: str(found) for layer, found in choice.items()} for name, choice in seeds}
-    assert chosen["w8a8@minmax"] == {"plain": "w8a8@minmax", "weights only": "w8"}
-    assert chosen["w4a8@mse"] == {"plain": "w4a8@mse", "weights only": "w4-gptq"}
-    assert chosen["w4"] == {"plain": "w4", "weights only": "w4-gptq"}
-    # Integer activations with another calibration are nearer than float ones.
-    assert chosen["w8a8@entropy"] == {"plain": "w8a8@minmax", "weights only": "w8"}
+    assert chosen["w8a8@minmax"] == {"plain": "w8a8@minmax", "weights only": "w8", "product": "w8a8@minmax"}
+    assert chosen["w4a8@mse"] == {"plain": "w4a8@mse", "weights only": "w4-gptq", "product": "w4a8@mse"}
+    assert chosen["w4"] == {"plain": "w4", "weights only": "w4-gptq", "product": "w4"}
+
+
+def test_integer_activations_with_another_range_are_nearer_than_float_ones() -> None:
+    dynamic = [scheme(text) for text in ("float32", "w8", "w8a8@dynamic")]
+    problem = make_problem(("a", "b", "c"), own={"c": dynamic}, seeds=[scheme("w8a8@minmax")])
+    ((_, chosen),) = problem.uniform_seeds()
+    assert {name: str(found) for name, found in chosen.items()} == {
+        "a": "w8a8@minmax",
+        "b": "w8a8@minmax",
+        "c": "w8a8@dynamic",
+    }
 
 
 def test_complete_gives_tied_layers_their_owners_scheme_and_the_others_their_only_one() -> None:
