@@ -1,8 +1,9 @@
 """Which forms of the graph pay on this machine: measured once for a model, then remembered.
 
 Two files are timed with and without each form that changes them, in warm blocks in turn: the float32 model, and the
-model quantized throughout, whose scales are rough, since no value changes how long a kernel takes. A form is switched
-on where the mean of its two ratios is below :data:`PAYS`.
+model quantized throughout, whose scales are rough, since no value changes how long a kernel takes. Every form was seen
+to pay somewhere, so one is used unless its intervals show that it gains less than 1 % here: on a busy machine, where
+they are wide, it is.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 from autoq.core.form import FORM_NAMES
 from autoq.core.identity import content_id, sha256_hex
 from autoq.core.policy import Policy
+from autoq.core.result import Latency
 from autoq.core.scheme import FLOAT32, ActivationSpec, Calibration, Scheme, WeightSpec
 from autoq.errors import TrialError
 from autoq.model.bank import Bank
@@ -33,31 +35,36 @@ from autoq.runtime.meter import Meter
 from autoq.runtime.timing import TimingPlan
 from autoq.search.candidates import Candidates, activation_specs, weight_specs
 
-VERSION = 1
+VERSION = 2
 """Part of every address in the cache: raise it when a form or the way of choosing changes."""
 
 PAYS = 0.99
-"""A form is on from this ratio of times with and without it: less could be noise."""
+"""A form that surely does not get below this ratio of times, with it to without it, is left out."""
 
 _EACH: dict[str, tuple[str, ...]] = {"": (), **{name: (name,) for name in FORM_NAMES}}
 
-PLAN = TimingPlan(block_s=0.02, min_rounds=6, max_rounds=24, limit_s=0.8, half_width=0.004)
+PLAN = TimingPlan(block_s=0.01, warm_s=0.01, min_rounds=6, max_rounds=24, limit_s=0.6, half_width=0.004)
+
+Ratio = tuple[float, float, float]
+"""A ratio of times, and the ends of its 95 % interval."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FormFigure:
-    """One form's ratios of times, with it to without, on the float32 and the quantized file; ``None`` where the file is
-    the same with and without, or does not load with it."""
+    """One form's ratios of times, with it to without it, on the float32 and the quantized file.
+
+    ``None`` is where the file is the same with and without, or does not load with it.
+    """
 
     name: str
-    float32: float | None
-    quantized: float | None
+    float32: Ratio | None
+    quantized: Ratio | None
 
     @property
     def pays(self) -> bool:
-        """Whether the form is worth switching on."""
-        ratios = [ratio for ratio in (self.float32, self.quantized) if ratio is not None]
-        return bool(ratios) and math.exp(sum(map(math.log, ratios)) / len(ratios)) <= PAYS
+        """Whether the form is worth using: its mean ratio may lie below :data:`PAYS`."""
+        lows = [ratio[1] for ratio in (self.float32, self.quantized) if ratio is not None]
+        return bool(lows) and math.exp(sum(map(math.log, lows)) / len(lows)) <= PAYS
 
 
 def probe_forms(
@@ -90,9 +97,9 @@ def probe_forms(
     file = None if cache_dir is None else cache_dir / "forms" / f"{content_id(identity)}.json"
     if file is not None:
         with contextlib.suppress(OSError, ValueError, TypeError):
-            return tuple(FormFigure(**entry) for entry in json.loads(file.read_bytes()))
+            return tuple(_read(entry) for entry in json.loads(file.read_bytes()))
     with tempfile.TemporaryDirectory(prefix="autoq-forms-") as folder:
-        files = write_files(model, found, feeds, Path(folder))
+        files = write_files(model, found, feeds, Path(folder), cache_dir=cache_dir)
         if any(len(variants) > 1 for variants in files.values()):
             step("timing forms of the graph")
         options = {"threads": threads, "runtime": runtime, "runtime_options": runtime_options}
@@ -109,6 +116,13 @@ def probe_forms(
             temporary.write_text(json.dumps([asdict(figure) for figure in figures]))
             temporary.replace(file)
     return figures
+
+
+def _read(entry: Mapping[str, Any]) -> FormFigure:
+    ratios = {
+        kind: None if entry[kind] is None else tuple(map(float, entry[kind])) for kind in ("float32", "quantized")
+    }
+    return FormFigure(name=entry["name"], **ratios)  # type: ignore[arg-type]
 
 
 def throughout(found: Sequence[Candidates]) -> Policy:
@@ -138,6 +152,7 @@ def write_files(
     feeds: Mapping[str, np.ndarray],
     folder: Path,
     choices: Mapping[str, tuple[str, ...]] = _EACH,
+    cache_dir: Path | None = None,
 ) -> dict[str, dict[str, Path]]:
     """``"float32"`` and ``"quantized"`` -> choice of forms -> its file in ``folder``, unless it is the first one's.
 
@@ -145,8 +160,8 @@ def write_files(
     """
     policy = throughout(found)
     entries = [replace(entry, schemes=(scheme,)) for entry, (_, scheme) in zip(found, policy.items_, strict=True)]
-    bank = Bank(model.graph, calibration_id="")
-    bank.compute(weight_specs(entries), {})
+    bank = Bank(model.graph, calibration_id="", cache_dir=cache_dir)
+    bank.compute(bank.read_cache(weight_specs(entries)), {}, threads=os.cpu_count() or 1)
     lowerings = {
         name: Lowering(model.graph, model.layers, {}, bank.entries, forms=forms) for name, forms in choices.items()
     }
@@ -170,7 +185,7 @@ def write_files(
     return files
 
 
-def _ratios(files: Mapping[str, Path], feeds: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> dict[str, float]:
+def _ratios(files: Mapping[str, Path], feeds: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> dict[str, Ratio]:
     """Form -> time with it to time without it."""
     plain, *others = files.items()
     if not others:
@@ -178,10 +193,14 @@ def _ratios(files: Mapping[str, Path], feeds: Mapping[str, np.ndarray], options:
     with Meter(plain[1], feeds, batch=1, final_plan=PLAN, **options) as meter:
         try:
             latencies = meter.measure_many([path for _, path in others], at_once=len(others))
-            return {name: each.ratio_to_float32 for (name, _), each in zip(others, latencies, strict=True)}
+            return {name: _ratio(each) for (name, _), each in zip(others, latencies, strict=True)}
         except TrialError:  # one of them does not run: each by itself
             ratios = {}
             for name, path in others:
                 with contextlib.suppress(TrialError):
-                    ratios[name] = meter.measure_many([path])[0].ratio_to_float32
+                    ratios[name] = _ratio(meter.measure_many([path])[0])
             return ratios
+
+
+def _ratio(latency: Latency) -> Ratio:
+    return latency.ratio_to_float32, *latency.ratio_ci95
