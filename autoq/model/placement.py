@@ -9,7 +9,7 @@ The rules, in the order in which they apply:
    the runtime's integer convolution writes integers. MatMul and Gemm have kernels that write floats.
 3. An integer operator (Add, Mul, Concat, pools) whose output is quantized and whose inputs come from integers has its
    inputs quantized too, so that it runs on integers, and so on up the graph. An Add, Mul or Concat may have inputs from
-   float as well, if they are small beside the rest: a gate, or part of a Concat.
+   float as well, if they are at most half of the rest: a gate, part of a Concat, one of two.
 4. A GlobalAveragePool of integers has its output quantized, whoever reads it: that costs less than to leave the
    integers with the whole image.
 
@@ -164,7 +164,7 @@ class Placer:
     def _pays(self, node: onnx.NodeProto, on_integers: Set[str]) -> bool:
         """Whether ``node`` is to run on integers: in float, what comes from integers and its output would need pairs.
 
-        On integers it is what comes from float that needs one; that must be less than half of it, for it also costs
+        On integers it is what comes from float that needs one; that must be at most half of it, for it also costs
         precision.
         """
         roots = self._input_roots(node)
@@ -173,7 +173,7 @@ class Placer:
             return not floats
         needed = [self._elements(name) for name in floats]
         spared = [self._elements(name) for name in (*(set(roots) - set(floats)), node.output[0])]
-        return None not in (*needed, *spared) and 2 * sum(filter(None, needed)) < sum(filter(None, spared))
+        return None not in (*needed, *spared) and 2 * sum(filter(None, needed)) <= sum(filter(None, spared))
 
     def _elements(self, tensor: str) -> int | None:
         """Elements of a tensor, for comparison: an open dimension counts as 32."""

@@ -28,6 +28,7 @@ REASONS = {
     "float reader": "its result is read in float",
     "constant operand": "an operand is constant, and would need a pair of its own",
     "form": "this form of the operator has no integer kernel, or one that computes something else",
+    "layout": "the runtime turns an operand of a float operator round between pairs of its own",
     "product": "an integer MatMul that adds a bias, or has other readers, writes floats",
     "signed": "int8 activations: the runtime takes a pair away only where one reader takes what one node wrote",
 }
@@ -183,6 +184,7 @@ class _Audit:
                     and (reason := self._excuse(node, reasons))
                 ):
                     reasons[id(node)], changed = reason, True
+        reasons |= {id(node): "layout" for node in self.nodes if self._turns_float_operand(node, reasons)}
         if self.signed:
             reasons = {key: reason or "signed" for key, reason in reasons.items()}
         return reasons
@@ -207,6 +209,18 @@ class _Audit:
         if kind not in _MOVES | _COMPUTES:
             return "no kernel"
         return "form" if not _has_form(node) else DEFECT
+
+    def _turns_float_operand(self, node: onnx.NodeProto, reasons: dict[int, str]) -> bool:
+        """Whether the runtime made ``node``, and behind it stand a pair and operators that all have a reason."""
+        if node.op_type != "Transpose" or "_token_" not in node.name or reasons[id(node)] != DEFECT:
+            return False
+        ends = [node]
+        for kind in ("QuantizeLinear", "DequantizeLinear"):
+            ends = [reader for end in ends for reader in self.readers.get(end.output[0], ())]
+            if not ends or any(end.op_type != kind for end in ends):
+                return False
+        readers = [reader for end in ends for reader in self.readers.get(end.output[0], ())]
+        return all(reasons[id(reader)] not in (DEFECT, "pair") for reader in readers)
 
     def _excuse(self, node: onnx.NodeProto, reasons: dict[int, str]) -> str:
         operands = node.input[:1] if node.op_type in _MOVES | _LAYERS | {"Clip"} else node.input

@@ -99,7 +99,11 @@ PARTLY: dict[str, tuple[Callable[[Net, str], str], set[tuple[str, str]]]] = {
         lambda n, y: n.add("Mul", y, n.constant(np.float32([[[2]]] * 8))),
         {("Mul", "constant operand")},
     ),
-    "both ways": (lambda n, y: n.add("Add", n.add("Tanh", y), y), {("Tanh", "no kernel"), ("Add", "float operand")}),
+    "both ways": (lambda n, y: n.add("Add", n.add("Tanh", y), y), {("Tanh", "no kernel")}),
+    "two of three": (
+        lambda n, y: n.add("Mul", n.add("Mul", n.add("Tanh", y), n.add("GlobalAveragePool", y)), y),
+        {("Tanh", "no kernel"), ("Mul", "float operand")},
+    ),
     "form": (
         lambda n, y: n.add("AveragePool", y, kernel_shape=[2, 2], dilations=[2, 2]),
         {("Sum", "policy"), ("AveragePool", "form")},
