@@ -19,6 +19,7 @@ from autoq.core.form import FORM_NAMES
 from autoq.core.layer import Layer
 from autoq.core.policy import Policy
 from autoq.core.scheme import FLOAT32, Scheme
+from autoq.model.analytic import analytic_means, input_moments
 from autoq.model.bank import Bank
 from autoq.model.calibrate import affine_table, calibrate, calibrate_smoothed, smoothed_affines
 from autoq.model.corrections import Corrections, bias_problem
@@ -133,7 +134,7 @@ def possible(graph: Graph, layer: Layer, scheme: Scheme) -> Scheme:
     if scheme.activation is not None and layer.integer_problem:
         return FLOAT32
     if scheme.weight is not None and scheme.weight.bias_correction and bias_problem(graph, layer):
-        scheme = dataclasses.replace(scheme, weight=dataclasses.replace(scheme.weight, bias_correction=False))
+        scheme = dataclasses.replace(scheme, weight=dataclasses.replace(scheme.weight, bias_correction=None))
     if scheme.weight is not None and scheme.activation is not None and smoothing_problem(layer):
         weight = dataclasses.replace(scheme.weight, smoothing=None)
         scheme = Scheme(weight=weight, activation=dataclasses.replace(scheme.activation, smoothing=None))
@@ -144,7 +145,8 @@ def lowered(
     model: onnx.ModelProto, schemes: Iterable[str], feeds: Mapping[str, np.ndarray], forms: Iterable[str] = ()
 ) -> Lowered:
     """Calibrates on ``feeds``, one batch, and fills the bank for all ``schemes``."""
-    graph = Graph(prepare(model).model)
+    prepared = prepare(model)
+    graph = Graph(prepared.model, norms=prepared.norms)
     layers = read_layers(graph)
     parsed = tuple(dict.fromkeys(Scheme.parse(text) for text in schemes))
     found = [
@@ -173,7 +175,8 @@ def lowered(
     bank = Bank(graph, calibration_id="test", smoothing=smoothing)
     bank.compute(wanted, statistics.moments, statistics.sample_means)
     corrections = Corrections(bank)
-    corrections.compute(corrected, statistics.means)
+    inputs = {name: moments for name, values in feeds.items() if (moments := input_moments(values)) is not None}
+    corrections.compute(corrected, statistics.means, analytic_means(graph, layers, inputs))
     lowering = Lowering(
         graph, layers, affines, bank.entries, corrections.entries, smoothing=smoothing, forms=tuple(forms)
     )

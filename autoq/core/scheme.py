@@ -14,7 +14,7 @@ Grammar (defaults are left out of the text, so that one scheme has one name)::
 
     scheme      := "float32" | "float16" | weight options | weight "a8" ["-s8"] options "@" calibration
     weight      := "w" ("8" | "7" | "4" | "2")
-    options     := ["-tensor" | "-b32" | "-b64" | "-b128"] ["-asym"] [rounding] ["-bc"] ["-smooth" NUMBER]
+    options     := ["-tensor" | "-b32" | "-b64" | "-b128"] ["-asym"] [rounding] ["-bc" | "-bca"] ["-smooth" NUMBER]
     rounding    := "-gptq" | "-adaround" | "-brecq" | "-kmeans" | "-pq"
     calibration := "minmax" | "ema" | "percentile" NUMBER | "entropy" | "mse" | "dynamic"
 
@@ -31,6 +31,7 @@ from autoq.errors import JobError
 
 Granularity = Literal["channel", "tensor", "b32", "b64", "b128"]
 Rounding = Literal["nearest", "gptq", "adaround", "brecq", "kmeans", "pq"]
+BiasCorrection = Literal["empirical", "analytic"]
 CalibrationMethod = Literal["minmax", "ema", "percentile", "entropy", "mse", "dynamic"]
 
 WEIGHT_BITS = (8, 7, 4, 2)
@@ -72,7 +73,8 @@ class WeightSpec:
     ``granularity`` ``"channel"`` is one scale per output channel, ``"b32"`` one per 32 consecutive inputs of a channel.
     ``symmetric`` integers have no zero point. ``rounding`` ``"kmeans"`` stores indices into a codebook of the layer's
     own, ``"pq"`` (product quantization) indices of whole sub-vectors, ``bits`` a weight. ``bias_correction`` takes the
-    mean error of the rounded weights out of the bias. ``smoothing``, between 0 and 1, is the share of the activations'
+    mean error of the rounded weights out of the bias, for mean inputs that data show (``"empirical"``) or that follow
+    from the model (``"analytic"``). ``smoothing``, between 0 and 1, is the share of the activations'
     outliers that input channels hand over to the weights (SmoothQuant's alpha), or ``None``.
     """
 
@@ -80,7 +82,7 @@ class WeightSpec:
     granularity: Granularity = "channel"
     rounding: Rounding = "nearest"
     symmetric: bool = True
-    bias_correction: bool = False
+    bias_correction: BiasCorrection | None = None
     smoothing: float | None = None
 
     def __post_init__(self) -> None:
@@ -176,7 +178,7 @@ class Scheme:
         rounding = "" if self.weight.rounding == "nearest" else f"-{self.weight.rounding}"
         calibration = f"@{self.activation.calibration}" if self.activation else ""
         asymmetric = "" if self.weight.symmetric else "-asym"
-        corrected = "-bc" if self.weight.bias_correction else ""
+        corrected = next((text for text, kind in _CORRECTIONS.items() if kind == self.weight.bias_correction), "")
         smooth = "" if self.weight.smoothing is None else f"-smooth{self.weight.smoothing!r}"
         return f"{self.family}{signed}{granularity}{asymmetric}{rounding}{corrected}{smooth}{calibration}"
 
@@ -210,15 +212,17 @@ class Scheme:
             granularity=match["granularity"] or "channel",  # type: ignore[arg-type]
             rounding=match["rounding"] or "nearest",  # type: ignore[arg-type]
             symmetric=not match["asym"],
-            bias_correction=bool(match["bc"]),
+            bias_correction=_CORRECTIONS[match["bc"]] if match["bc"] else None,
             smoothing=smoothing,
         )
         return cls(weight=weight, activation=activation)
 
 
+_CORRECTIONS: dict[str, BiasCorrection] = {"-bc": "empirical", "-bca": "analytic"}
+
 _PATTERN = re.compile(
     r"w(?P<bits>8|7|4|2)(?P<a8>a8)?(?P<s8>-s8)?(?:-(?P<granularity>tensor|b32|b64|b128))?(?P<asym>-asym)?"
-    r"(?:-(?P<rounding>gptq|adaround|brecq|kmeans|pq))?(?P<bc>-bc)?(?:-smooth(?P<smooth>\d+(?:\.\d+)?))?"
+    r"(?:-(?P<rounding>gptq|adaround|brecq|kmeans|pq))?(?P<bc>-bca?)?(?:-smooth(?P<smooth>\d+(?:\.\d+)?))?"
     r"(?:@(?P<method>minmax|ema|percentile(?=\d)|entropy|mse|dynamic)"
     r"(?P<percentile>(?<=percentile)\d+(?:\.\d+)?)?)?"
 )

@@ -128,7 +128,7 @@ class Bank:
                     continue
                 if hessian is None and sees_data(layer, spec):
                     hessian = moments[layer.name]
-                    hessian = centered(hessian, means[layer.name]) if spec.bias_correction else hessian
+                    hessian = centered(hessian, means[layer.name]) if spec.bias_correction else hessian  # see _plain
                     if spec.smoothing is not None:
                         scales = self.smoothing[layer.name, spec.smoothing].astype(np.float64)
                         hessian = hessian / (scales[:, None] * scales)  # of x / s
@@ -181,7 +181,7 @@ class Bank:
                     "rounding": spec.rounding,
                     # The same weight may see other activations elsewhere in the model.
                     "data": [self.calibration_id, layer.name] if _knows_data(layer, spec) else None,
-                    "centered": spec.bias_correction and _knows_data(layer, spec),
+                    "centered": spec.bias_correction == "empirical" and _knows_data(layer, spec),
                     # Scales follow from the data, the layer's readers and their weights: the model.
                     "smoothing": None if spec.smoothing is None else [spec.smoothing, self.calibration_id, layer.name],
                 }
@@ -216,8 +216,10 @@ def _knows_data(layer: Layer, spec: WeightSpec) -> bool:
 
 
 def _plain(layer: Layer, spec: WeightSpec) -> WeightSpec:
-    """The scheme that has the same integers: which ones are best depends on the bias only where data is looked at."""
-    return spec if _knows_data(layer, spec) else dataclasses.replace(spec, bias_correction=False)
+    """The scheme that has the same integers: which ones are best depends on the bias only where data is looked at, and
+    only if the correction takes out what that data shows."""
+    keeps = spec.bias_correction == "empirical" and _knows_data(layer, spec)
+    return spec if keeps else dataclasses.replace(spec, bias_correction=None)
 
 
 def _by_hessian(wanted: Wanted, moments: Mapping[str, np.ndarray]) -> list[list[tuple[Layer, WeightSpec]]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ import onnx
 from autoq.core.identity import content_id
 from autoq.core.layer import Layer
 from autoq.core.scheme import WeightSpec
+from autoq.model.analytic import ANALYTIC_VERSION
 from autoq.model.bank import Bank
 from autoq.model.cache import write_aside
 from autoq.model.graph import Graph, attribute
@@ -77,10 +79,17 @@ class Corrections:
                 self.entries[layer.name, spec] = found
         return missing
 
-    def compute(self, missing: Wanted, means: Mapping[str, np.ndarray]) -> None:
-        """Computes what is ``missing``; the bank has the weights, ``means`` the mean inputs of every layer."""
+    def compute(
+        self,
+        missing: Wanted,
+        means: Mapping[str, np.ndarray],
+        analytic: Mapping[str, np.ndarray] = MappingProxyType({}),
+    ) -> None:
+        """Computes what is ``missing``; the bank has the weights, ``means`` and ``analytic`` the mean inputs of every
+        layer, as data show them and as they follow from the model."""
         for layer, spec in missing:
-            weight, mean = self.bank.weight(layer, spec), means[layer.name]
+            weight = self.bank.weight(layer, spec)
+            mean = (analytic if spec.bias_correction == "analytic" else means)[layer.name]
             if spec.smoothing is not None:
                 mean = mean / self.bank.smoothing[layer.name, spec.smoothing]
             rounded = self.bank.entries[layer.tied_to or layer.name, spec].dequantize()
@@ -97,6 +106,7 @@ class Corrections:
                 "weight": self.bank.address(layer, spec),
                 "owner": layer.tied_to or layer.name,
                 "data": [self.bank.calibration_id, layer.name],
+                "means": ["analytic", ANALYTIC_VERSION] if spec.bias_correction == "analytic" else "empirical",
             }
         )
         return self.bank.cache_dir / "corrections" / address[:2] / f"{address}.npy"

@@ -35,9 +35,11 @@ _SAME = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Equalized:
-    """The rescaled model; how many knots were; and what kept others as they are, with how many it kept so."""
+    """The rescaled model and its ``norms`` (:class:`Graph`); how many knots were rescaled; and what kept others as they
+    are, with how many it kept so."""
 
     model: onnx.ModelProto
+    norms: dict[str, tuple[np.ndarray, np.ndarray]]
     rescaled: int
     kept: Counter[str]
 
@@ -78,7 +80,13 @@ def equalize(graph: Graph, layers: Sequence[Layer]) -> Equalized:
     knots = [Knot(writers=tuple(tie.writers), readers=tuple(tie.readers), least=trace.least_scale(tie)) for tie in free]
     scales = equalizing_scales(trace.magnitudes(), knots)
     values = _Rescaled(graph)
+    norms = dict(graph.norms)
+    outputs = {layer.name: layer.output for layer in layers}
     for tie, scale in zip(free, scales, strict=True):
+        for name in tie.writers:
+            if (output := outputs.get(name, "")) in norms:
+                mean, variance = norms[output]
+                norms[output] = (mean / scale, variance / np.square(scale))
         for name in tie.writers:
             trace.parts[name].write(values, 1 / scale)
         for name in tie.readers:
@@ -86,7 +94,10 @@ def equalize(graph: Graph, layers: Sequence[Layer]) -> Equalized:
         for name, axis in tie.biases:
             values.times(name, 1 / scale, axis)
     return Equalized(
-        model=values.model(), rescaled=len(free), kept=Counter(tie.obstacle for tie in every if tie.obstacle)
+        model=values.model(),
+        norms=norms,
+        rescaled=len(free),
+        kept=Counter(tie.obstacle for tie in every if tie.obstacle),
     )
 
 

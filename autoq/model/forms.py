@@ -115,7 +115,7 @@ def formed(graph: Graph, names: Iterable[str]) -> Graph:
     model.graph.initializer.extend(draft.constants.values())
     for form in used:
         raise_opset(model, form.opset, form.ir_version)
-    return Graph(model)
+    return Graph(model, norms=graph.norms)
 
 
 def form_candidate(

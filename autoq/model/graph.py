@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +18,12 @@ class Graph:
     """Read-only view of a prepared model. ``consumers[t]`` lists ``(node, input index)`` in graph order.
 
     ``captured`` are the names that the bodies of If, Loop and Scan read; ``shapes`` has the tensors whose rank is
-    known, with ``None`` for each dimension that is open.
+    known, with ``None`` for each dimension that is open. ``norms`` has, for tensors that a batch norm wrote before it
+    was folded, the mean and the variance that it gave each channel.
     """
 
     model: onnx.ModelProto
+    norms: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     nodes: dict[str, onnx.NodeProto] = field(init=False)
     producer: dict[str, onnx.NodeProto] = field(init=False)
     consumers: dict[str, list[tuple[onnx.NodeProto, int]]] = field(init=False)

@@ -7,9 +7,10 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
+import numpy as np
 import onnx
 import onnx.inliner
 import onnx_ir as ir
@@ -42,12 +43,13 @@ class Prepared:
     """A float32 model ready to be read into layers.
 
     Every node and tensor has a unique name, batch norms and constants are folded, and constants are initializers.
-    ``notes`` says in sentences what could not be done.
+    ``notes`` says in sentences what could not be done; ``norms`` what folded batch norms knew (:class:`Graph`).
     """
 
     model: onnx.ModelProto
     opset: int
     notes: tuple[str, ...] = ()
+    norms: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
 
 def prepare(model: onnx.ModelProto) -> Prepared:
@@ -62,6 +64,7 @@ def prepare(model: onnx.ModelProto) -> Prepared:
     with _quiet():
         try:
             graph = ir.serde.deserialize_model(_upgrade(_inline(copy), notes))
+            norms = _norms(graph)
             prepared = ir.serde.serialize_model(_named(fold(graph, notes)))
         except ModelError:
             raise
@@ -70,7 +73,23 @@ def prepare(model: onnx.ModelProto) -> Prepared:
     with contextlib.suppress(Exception):  # shapes only inform; without them everything still works
         prepared = onnx.shape_inference.infer_shapes(prepared, data_prop=True)
     prepared.ir_version = max(prepared.ir_version, IR_VERSION)
-    return Prepared(model=prepared, opset=opset_of(prepared), notes=tuple(notes))
+    return Prepared(model=prepared, opset=opset_of(prepared), notes=tuple(notes), norms=norms)
+
+
+def _norms(model: ir.Model) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The mean (beta) and variance (gamma squared) of what each batch norm writes, by the tensor's name."""
+    found = {}
+    for node in model.graph:
+        if node.op_type != "BatchNormalization" or node.domain or not node.outputs[0].name:
+            continue
+        scale, bias = (
+            ir.convenience.get_const_tensor(value) if value is not None else None for value in node.inputs[1:3]
+        )
+        if scale is not None and bias is not None:
+            gamma, beta = scale.numpy().astype(np.float64), bias.numpy().astype(np.float64)
+            if np.isfinite(gamma).all() and np.isfinite(beta).all():
+                found[node.outputs[0].name] = (beta, np.square(gamma))
+    return found
 
 
 def raise_opset(model: onnx.ModelProto, opset: int, ir_version: int) -> None:

@@ -168,7 +168,7 @@ class _Walk:
             moment.update(state[layer.input].numpy())
             patches = moment.patches(state[layer.input].numpy())
             cross += patches.transpose(0, 2, 1) @ moment.outputs((missing / scale).numpy())
-        centre = self.spec.bias_correction
+        centre = self.spec.bias_correction == "empirical"
         means = moment.mean() if centre else np.zeros_like(moment.mean())
         hessian = moment.matrix() - means[:, :, None] * means[:, None, :]
         fitted = retargeted(rows, hessian, cross / max(moment.seen, 1), moment.seen)

@@ -37,14 +37,14 @@ def read_model(path: Path, *, equalized: bool = False) -> SourceModel:
     """The model of an ONNX file, perhaps equalized across its layers. Raises :class:`autoq.errors.ModelError`."""
     loaded = load_model(path)
     prepared = prepare(loaded.model)
-    graph = Graph(prepared.model)
+    graph = Graph(prepared.model, norms=prepared.norms)
     digest = hashlib.sha256()
     for file in loaded.files:
         digest.update(file.read_bytes())
     layers, notes, identity = read_layers(graph), prepared.notes, digest.hexdigest()
     if equalized:
         found = equalize(graph, layers)
-        graph, notes = Graph(found.model), (*notes, str(found))
+        graph, notes = Graph(found.model, norms=found.norms), (*notes, str(found))
         identity = f"{identity}:cross-layer {EQUALIZATION_VERSION}"
     return SourceModel(
         path=path,

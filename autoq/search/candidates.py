@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ import onnx
 from autoq.core.layer import Layer
 from autoq.core.scheme import FLOAT32, ActivationSpec, Scheme, WeightSpec
 from autoq.errors import ProfileError, TrialError
+from autoq.model.analytic import analytic_means, analytic_problem, assumed_inputs
 from autoq.model.corrections import bias_problem
 from autoq.model.graph import Graph
 from autoq.model.moments import has_moment
@@ -61,9 +62,14 @@ def all_candidates(
     """As :func:`candidates`, also where no layer has a choice."""
     listed = {scheme for layer in layers for scheme in space.schemes_for(layer.name, layer.op_type)}
     int2_problem = _int2_problem(graph, opset) if any(map(_has_int2, listed)) else ""
-    bias_problems = _bias_problems(graph, layers)
+    kinds = {scheme.weight.bias_correction for scheme in listed if scheme.weight is not None} - {None}
+    problems: dict[str, dict[str, str]] = {}
+    for kind in kinds:
+        known = analytic_means(graph, layers, assumed_inputs(graph)) if kind == "analytic" else None
+        for name, why in _bias_problems(graph, layers, known).items():
+            problems.setdefault(name, {})[str(kind)] = why
     return tuple(
-        _candidates(graph, layer, space, profile, opset, int2_problem, bias_problems[layer.tied_to or layer.name])
+        _candidates(graph, layer, space, profile, opset, int2_problem, problems.get(layer.tied_to or layer.name, {}))
         for layer in layers
     )
 
@@ -106,16 +112,22 @@ def smoothing_strengths(found: Sequence[Candidates]) -> list[float]:
 
 
 def _candidates(
-    graph: Graph, layer: Layer, space: Space, profile: Profile, opset: int, int2_problem: str, no_bias: str
+    graph: Graph,
+    layer: Layer,
+    space: Space,
+    profile: Profile,
+    opset: int,
+    int2_problem: str,
+    no_bias: Mapping[str, str],
 ) -> Candidates:
     kept: dict[Scheme, None] = {}
     refused: list[tuple[Scheme, str]] = []
     replaced: list[tuple[Scheme, Scheme]] = []
     for listed in space.schemes_for(layer.name, layer.op_type):
         scheme = _with_possible_rounding(graph, layer, profile.instead_of(listed))
-        if no_bias and scheme.weight is not None and scheme.weight.bias_correction:
-            scheme = dataclasses.replace(scheme, weight=dataclasses.replace(scheme.weight, bias_correction=False))
-            refused.append((listed, no_bias))
+        if scheme.weight is not None and (problem := no_bias.get(scheme.weight.bias_correction or "", "")):
+            scheme = dataclasses.replace(scheme, weight=dataclasses.replace(scheme.weight, bias_correction=None))
+            refused.append((listed, problem))
         if scheme.calibrated is not None and scheme.calibrated.smoothing is not None and smoothing_problem(layer):
             scheme = _unsmoothed(scheme)
             refused.append((listed, smoothing_problem(layer)))
@@ -157,12 +169,18 @@ def _unsmoothed(scheme: Scheme) -> Scheme:
     return Scheme(weight=weight, activation=dataclasses.replace(scheme.activation, smoothing=None))
 
 
-def _bias_problems(graph: Graph, layers: Sequence[Layer]) -> dict[str, str]:
-    """Why biases cannot be corrected, by layer with a weight of its own: tied layers have one scheme."""
+def _bias_problems(
+    graph: Graph, layers: Sequence[Layer], known: Mapping[str, np.ndarray] | None = None
+) -> dict[str, str]:
+    """Why biases cannot be corrected, by layer with a weight of its own: tied layers have one scheme.
+
+    ``known`` are the mean inputs that follow from the model, where those are asked for.
+    """
     problems: dict[str, str] = {}
     for layer in layers:
         owner = layer.tied_to or layer.name
-        problems[owner] = problems.get(owner) or bias_problem(graph, layer)
+        why = bias_problem(graph, layer) or (analytic_problem(graph, layer, known) if known is not None else "")
+        problems[owner] = problems.get(owner) or why
     return problems
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from autoq.core.layer import Layer
 from autoq.core.scheme import ActivationSpec, WeightSpec
 from autoq.errors import DataError
+from autoq.model.analytic import analytic_means, input_moments
 from autoq.model.bank import Bank
 from autoq.model.calibrate import affine_table, calibrate, calibrate_smoothed, smoothed_affines
 from autoq.model.corrections import Corrections
@@ -64,7 +65,7 @@ def lay_groundwork(
     missing = bank.read_cache(weight_specs(found))
     corrections = Corrections(bank)
     uncorrected = corrections.read_cache(corrected_specs(found))
-    averaged = {layer.name: layer for layer, _ in uncorrected}
+    averaged = {layer.name: layer for layer, spec in uncorrected if spec.bias_correction == "empirical"}
     rounded = {layer.name: layer for layer, spec in missing if sees_data(layer, spec)}
     threads = os.cpu_count() or 1
     moments: Mapping[str, np.ndarray] = {}
@@ -108,7 +109,12 @@ def lay_groundwork(
     if by_block:
         step(f"rounding block by block: {len(by_block)} entries for the bank")
         _reconstruct(model, bank, by_block, lambda: _batches(calibration, inputs), threads)
-    corrections.compute(uncorrected, means)
+    analytic: Mapping[str, np.ndarray] = {}
+    if any(spec.bias_correction == "analytic" for _, spec in uncorrected):
+        moments_in = {name: input_moments(values) for name, values in calibration.inputs.items()}
+        usable = {name: each for name, each in moments_in.items() if each is not None}
+        analytic = analytic_means(model.graph, model.layers, usable)
+    corrections.compute(uncorrected, means, analytic)
     return Lowering(
         model.graph,
         model.layers,

@@ -329,7 +329,7 @@ def _cost_names(scheme: Scheme) -> list[str]:
     text = without_calibration(scheme)
     assert scheme.weight is not None
     # How weights were rounded changes no speed, nor what was done to biases and inputs; codebooks are expanded once.
-    weight = dataclasses.replace(scheme.weight, rounding="nearest", bias_correction=False, smoothing=None)
+    weight = dataclasses.replace(scheme.weight, rounding="nearest", bias_correction=None, smoothing=None)
     activation = scheme.activation and dataclasses.replace(scheme.activation, smoothing=None)
     plain = without_calibration(Scheme(weight=weight, activation=activation))
     # Kernels take about as long with zero points as without.

@@ -98,7 +98,9 @@ def glob_problem(glob: str) -> str:
 
 def nearest_scheme(text: str) -> str:
     """``"; did you mean 'w8a8@minmax'"`` for the scheme nearest to ``text``, or an empty string."""
-    known = dict.fromkeys(each for scheme in all_schemes() for each in (without_calibration(scheme), str(scheme)))
+    # Of the two corrections the common one: with the other in the list, it is the nearest to too much.
+    names = (each for scheme in all_schemes() for each in (without_calibration(scheme), str(scheme)))
+    known = dict.fromkeys(each for each in names if "-bca" not in each)
     found = difflib.get_close_matches(text[:100], known, n=1, cutoff=0.7)
     return f"; did you mean {found[0]!r}" if found and found[0] != text else ""
 
@@ -145,7 +147,7 @@ def _every_text() -> Iterator[str]:
     scales = [f"{tensor}{rounding}" for tensor in ("", "-tensor") for rounding in ("", "-gptq", "-adaround", "-brecq")]
     books = ["-kmeans", "-tensor-kmeans"]
     blocks = [f"-{block}{asym}{rounding}" for block in BLOCKS for asym in ("", "-asym") for rounding in ("", "-gptq")]
-    for bits, corrected in product(WEIGHT_BITS, ("", "-bc")):
+    for bits, corrected in product(WEIGHT_BITS, ("", "-bc", "-bca")):
         stored = [*scales, *(books if bits in (4, 2) else ())]
         alone = [*stored, *blocks, *(["-pq"] if bits in (4, 2) else ())]
         if bits != 7:

@@ -11,7 +11,7 @@ from autoq.errors import JobError
 def test_options_are_read_and_written_in_one_order() -> None:
     scheme = Scheme.parse("w4a8-s8-tensor-kmeans-bc-smooth0.25@percentile99.9")
     assert scheme.weight == WeightSpec(
-        bits=4, granularity="tensor", rounding="kmeans", bias_correction=True, smoothing=0.25
+        bits=4, granularity="tensor", rounding="kmeans", bias_correction="empirical", smoothing=0.25
     )
     calibration = Calibration(method="percentile", percentile=99.9)
     assert scheme.activation == ActivationSpec(calibration=calibration, signed=True, smoothing=0.25)
