@@ -36,7 +36,7 @@ def own_run(run: Path, tmp_path: Path) -> Path:
 def test_the_scored_file_its_manifest_and_a_script(run: Path, tmp_path: Path, how: str) -> None:
     point = export_point(run, how, tmp_path / "out")
     files = {path.name: path for path in (tmp_path / "out").iterdir()}
-    assert set(files) == {"model.onnx", "manifest.json", "infer.py"}
+    assert set(files) == {"model.onnx", "manifest.json", "health.json", "infer.py"}
     data = files["model.onnx"].read_bytes()
     assert data == (run / point.model_path).read_bytes()
     assert (sha256_hex(data), len(data)) == (point.sha256, point.size_bytes)
