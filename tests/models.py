@@ -30,6 +30,7 @@ from autoq.model.lower import Lowering
 from autoq.model.moments import sees_data
 from autoq.model.placement import Placer
 from autoq.model.prepare import prepare
+from autoq.model.reconstruct import reconstruct
 from autoq.model.smoothing import divisors, smoothing_problem, smoothing_table
 from autoq.runtime.ort import open_session
 from autoq.search.candidates import Candidates, activation_specs, corrected_specs, smoothing_strengths, weight_specs
@@ -173,7 +174,12 @@ def lowered(
     smoothing = smoothing_table(graph, layers, statistics.peaks, strengths) if strengths else {}
     affines |= smoothed_affines(calibrate_smoothed(graph, [dict(feeds)], divisors(smoothable, smoothing)), specs)
     bank = Bank(graph, calibration_id="test", smoothing=smoothing)
-    bank.compute(wanted, statistics.moments, statistics.sample_means)
+    alone = [(layer, spec) for layer, spec in wanted if spec.rounding != "brecq"]
+    bank.compute(alone, statistics.moments, statistics.sample_means)
+    for spec in dict.fromkeys(spec for _, spec in wanted if spec.rounding == "brecq"):
+        own = [layer for layer, each in wanted if each == spec]
+        for name, entry in reconstruct(graph, layers, [layer.name for layer in own], spec, [feeds]).items():
+            bank.add(next(layer for layer in own if layer.name == name), spec, entry)
     corrections = Corrections(bank)
     inputs = {name: moments for name, values in feeds.items() if (moments := input_moments(values)) is not None}
     corrections.compute(corrected, statistics.means, analytic_means(graph, layers, inputs))
