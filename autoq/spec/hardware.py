@@ -23,7 +23,7 @@ from autoq.spec.checking import AsTuple, Count, Fields, Text, nearest, show, val
 from autoq.spec.document import read_mapping
 from autoq.spec.job import LatencyChoice
 from autoq.spec.resources import find_named, named
-from autoq.spec.schemes import all_schemes, glob_problem, matches, nearest_scheme, without_calibration
+from autoq.spec.schemes import all_schemes, costed_texts, glob_problem, matches, nearest_scheme, without_calibration
 
 AUTO = "auto"
 Kind = Literal["cpu", "gpu", "npu"]
@@ -244,6 +244,8 @@ def load_profile(name_or_path: str | Path, base_dir: str | Path) -> Profile:
 
 def _instead_problems(instead: Mapping[str, str]) -> list[str]:
     """Families that are none, or that do not take the same options."""
+    if not instead:
+        return []
     options: dict[str, set[str]] = {}
     for scheme in all_schemes():
         if scheme.weight is not None and scheme.weight.bits != 16:
@@ -281,9 +283,7 @@ def _read_costs(values: Mapping[str, Any]) -> tuple[dict[tuple[str, str], Cost],
     """The ``cost`` section: scheme -> number for every op, or op -> (scheme -> number, or uses -> number)."""
     costs: dict[tuple[str, str], Cost] = {}
     problems: list[str] = []
-    # "w8a8-s8" is no whole scheme: only a calibration is missing, which changes no speed.
-    known = {without_calibration(scheme) for scheme in all_schemes()}
-    known |= {str(scheme) for scheme in all_schemes() if scheme.activation is not None and scheme.activation.dynamic}
+    known = costed_texts()
     for key, value in values.items():
         table, op = (value, key) if isinstance(value, Mapping) else ({key: value}, "")
         if op and op not in _COSTED:
@@ -341,10 +341,14 @@ def _cost_names(scheme: Scheme) -> list[str]:
 
 
 def _unpriced(profile: Profile) -> list[str]:
-    missing = {
-        (op, scheme.family): None
-        for op in profile.ops
-        for scheme in all_schemes()
-        if profile.legal(op, scheme) is None and _cost(profile.costs, op, scheme) is None
-    }
+    missing: dict[tuple[str, str], None] = {}
+    for op in profile.ops:
+        # A family's cost serves all of its schemes; one by one only the others are looked at, for there are thousands.
+        priced = {text for owner, text in profile.costs if owner in (op, "")} | {FLOAT32.family}
+        for scheme in all_schemes():
+            family = scheme.family
+            if family.replace("w7", "w8") in priced or (op, family) in missing or profile.legal(op, scheme) is not None:
+                continue
+            if _cost(profile.costs, op, scheme) is None:
+                missing[op, family] = None
     return [f"cost: {op} may be {family}, which has no cost; add cost.{op}.{family}" for op, family in missing]

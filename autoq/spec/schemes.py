@@ -75,6 +75,13 @@ def all_schemes() -> tuple[Scheme, ...]:
     return tuple(Scheme.parse(text) for text in _every_text())
 
 
+@cache
+def costed_texts() -> frozenset[str]:
+    """What a profile may name a cost by: ``w8a8-s8`` is no whole scheme, but of calibrations only one changes speed."""
+    dynamic = [each for each in all_schemes() if each.activation is not None and each.activation.dynamic]
+    return frozenset([*map(without_calibration, all_schemes()), *map(str, dynamic)])
+
+
 def without_calibration(scheme: Scheme) -> str:
     """The scheme's text up to the ``@``: ``w8a8-s8``."""
     return str(scheme).partition("@")[0]
