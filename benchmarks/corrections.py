@@ -17,11 +17,22 @@ from typing import Any
 
 import numpy as np
 import onnx
-from harness import ROOT, machine, parser, resnet20_job, save, sts_job, timed_in_turn
+from harness import OUT, ROOT, machine, parser, resnet20_job, save, sts_job, timed_in_turn
 from onnx import TensorProto, helper, numpy_helper
 
 # Section -> (model, what stands against what: (label, space's equalization, padding mask, schemes)).
-BIAS = ("w4", "w4-bc", "w4-tensor", "w4-tensor-bc", "w2-gptq", "w2-gptq-bc", "w4a8@minmax", "w4a8-bc@minmax")
+BIAS = (
+    "w4",
+    "w4-bc",
+    "w4-bca",
+    "w4-tensor",
+    "w4-tensor-bc",
+    "w4-tensor-bca",
+    "w2-gptq",
+    "w2-gptq-bc",
+    "w4a8@minmax",
+    "w4a8-bc@minmax",
+)
 EQUALIZED = ("w8-tensor", "w4-tensor", "w8a8-tensor@minmax", "w4a8-tensor@mse", "w8a8@mse")
 CLIPPING = tuple(
     f"w8a8@{method}" for method in ("minmax", "ema", "percentile99.9", "percentile99.99", "entropy", "mse")
@@ -31,6 +42,7 @@ SMOOTH = ("w8a8@minmax", *(f"w8a8-smooth{strength}@minmax" for strength in (0.3,
 SECTIONS: dict[str, list[tuple[str, str, bool, bool, Sequence[str]]]] = {
     "bias": [
         ("ResNet-20", "", False, True, (*BIAS, "w2a8-gptq@minmax", "w2a8-gptq-bc@minmax")),
+        ("ResNet-20, batch norms kept", "", False, True, ("w4", "w4-bc", "w4-bca", "w4-tensor", "w4-tensor-bca")),
         ("MobileNetV3-style", "", False, True, BIAS),
         ("MiniLM", "", False, True, ("w4", "w4-bc", "w8a8@mse", "w8a8-bc@mse")),
     ],
@@ -58,11 +70,48 @@ def jobs(bench: Path, minilm: Path) -> dict[str, Any]:
         job["model"]["path"] = str(trained(bench))
         return job
 
+    def normed() -> dict[str, Any]:
+        job = resnet20_job(bench)
+        job["model"]["path"] = str(with_batch_norms(Path(job["model"]["path"])))
+        return job
+
     return {
+        "ResNet-20, batch norms kept": normed,
         "ResNet-20": lambda: resnet20_job(bench),
         "MobileNetV3-style": mobile,
         "MiniLM": lambda: sts_job(bench, minilm),
     }
+
+
+def with_batch_norms(path: Path) -> Path:
+    """The same network as its exporter found it: batch norms as nodes of their own, from the ``.pt`` beside the file."""
+    import torch
+
+    model, state = onnx.load(path), torch.load(path.with_suffix(".pt"), weights_only=True)
+    state = {name: value.numpy() for name, value in state.items()}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = []
+    for node in model.graph.node:
+        name = node.input[1].removesuffix(".weight") if node.op_type == "Conv" else ""
+        norm = name.replace("conv", "bn")
+        nodes.append(node)
+        if f"{norm}.running_mean" not in state or not name:
+            continue
+        constants[f"{name}.weight"].CopyFrom(numpy_helper.from_array(state[f"{name}.weight"], f"{name}.weight"))
+        del node.input[2:]
+        target, node.output[0] = node.output[0], f"{node.output[0]}_plain"
+        parts = []
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            parts.append(f"{norm}.{part}.kept")
+            model.graph.initializer.append(numpy_helper.from_array(state[f"{norm}.{part}"], parts[-1]))
+        nodes.append(helper.make_node("BatchNormalization", [node.output[0], *parts], [target], norm))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.checker.check_model(model)
+    OUT.mkdir(parents=True, exist_ok=True)
+    found = OUT / "resnet20-bn.onnx"
+    onnx.save(model, found)
+    return found
 
 
 def measured(values: Mapping[str, Any], texts: Sequence[str], *, equalized: bool, masked: bool, rows: int) -> list[Any]:

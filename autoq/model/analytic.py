@@ -111,6 +111,8 @@ class _Trace:
             return moments_of(_FUNCTIONS[node.op_type](node), *given)
         if node.op_type in _SAME:
             return given
+        if node.op_type in ("Pad", "Slice"):
+            return self._cut(node, given)
         if node.op_type in ("ReduceMean", "Flatten", "Reshape", "Squeeze"):
             return self._rows(node, given)
         return None
@@ -181,6 +183,26 @@ class _Trace:
         rank = len(self.graph.shapes.get(node.output[0], ()))
         axis = value.ndim - rank + 1  # of the channels
         return value.reshape(-1).astype(np.float64) if axis >= 0 and value.size == value.shape[axis] else None
+
+    def _cut(self, node: onnx.NodeProto, given: Moments) -> Moments | None:
+        """Positions cut off or padded leave means about as they are; channels padded with zeros are zeros."""
+        shape = self.graph.shapes.get(node.input[0])
+        if shape is None:
+            return None
+        if node.op_type == "Slice":
+            axes = self.graph.constant(node.input[3]) if len(node.input) > 3 and node.input[3] else None
+            if axes is None or any(int(axis) % len(shape) < 2 for axis in axes.reshape(-1)):
+                return None
+            return given
+        pads = self.graph.constant(node.input[1])
+        value = self.graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1)
+        named = len(node.input) > 3 and node.input[3]
+        if pads is None or value is None or value.any() or named or attribute(node, "mode", "constant") != "constant":
+            return None
+        before, after = (int(each) for each in pads.reshape(2, -1)[:, 1])
+        if min(before, after) < 0:
+            return None
+        return np.pad(given[0], (before, after)), np.pad(given[1], (before, after))
 
     def _rows(self, node: onnx.NodeProto, given: Moments) -> Moments | None:
         """Means over positions; and ``[rows, channels, ...]`` made rows, each channel as often as it had positions."""
