@@ -81,11 +81,14 @@ class Space:
         return self.schemes
 
     def unmatched(self, layers: Iterable[tuple[str, str]]) -> list[str]:
-        """The rules, as text, that come first for none of ``layers`` (name, op type): most likely each is a typo."""
+        """The rules, as text, that come first for none of ``layers`` (name, op type): most likely each is a typo.
+
+        Not so those for every name: a model need not have each op.
+        """
         used = {
             next((number for number, rule in enumerate(self.rules) if rule.applies(*layer)), None) for layer in layers
         }
-        return [str(rule) for number, rule in enumerate(self.rules) if number not in used]
+        return [str(rule) for number, rule in enumerate(self.rules) if number not in used and rule.match != "*"]
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, as JSON can hold it; the space's identity. The name and description do not change what it is."""

@@ -29,8 +29,13 @@ def test_the_default_space(tmp_path: Path) -> None:
         "w8a8@minmax", "w8a8@percentile99.99", "w8a8@entropy", "w8a8@mse",
         "w4a8-gptq@minmax", "w4a8-gptq@percentile99.99", "w4a8-gptq@mse", "w2a8-gptq@mse",
     ]  # fmt: skip
-    assert space.seeds == space.schemes
+    assert set(space.seeds) == {*space.schemes, *(s for r in space.rules for s in r.schemes if "Gather" not in r.op)}
     assert space.schemes_for("/conv1/Conv", "Conv") == space.schemes
+    own = {
+        op: set(texts(space.schemes_for("/x", op))) - set(texts(space.schemes)) for op in ("MatMul", "Gemm", "Gather")
+    }
+    assert own["MatMul"] == {"w4-b128-gptq", "w8a8@dynamic", "w4a8-gptq@dynamic", "w2a8-gptq@dynamic"} == own["Gemm"]
+    assert own["Gather"] == {"w4", "w4-b128", "w2"}
 
 
 def test_every_space_that_comes_with_autoq_loads(tmp_path: Path) -> None:
@@ -70,7 +75,7 @@ rules:
     assert texts(space.schemes_for("/a/conv[0]", "ConvTranspose")) == ["float32", "w8"]
     assert texts(space.schemes_for("/x", "MatMul")) == ["w4-gptq"]
     assert texts(space.schemes_for("/x", "Conv")) == ["float32", "w8"]
-    assert space.unmatched([("/head/fc", "Gemm"), ("/conv", "Conv")]) == ["*/conv[[]0] (Conv)", "* (Gemm, MatMul)"]
+    assert space.unmatched([("/head/fc", "Gemm"), ("/conv", "Conv")]) == ["*/conv[[]0] (Conv)"]
     assert space.unmatched([("/fc", "Gemm"), ("/conv", "Conv")])[0] == "/head/*"
 
 
