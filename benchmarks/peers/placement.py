@@ -3,13 +3,13 @@
     python benchmarks/peers/placement.py [--minilm MODEL.onnx] [--bench DIR]
 
 Each tool makes a static 8-bit file as its documentation has it: autoq a uniform ``w8a8@minmax``; ``quantize_static``
-QDQ, uint8 activations, int8 weights per channel; ``nncf.quantize`` with its defaults (for MiniLM, its transformer
-type), in an environment of its own, made here on the first run. From the graph that ONNX Runtime makes of a file: how
+QDQ, uint8 activations, int8 weights per channel; ``nncf.quantize`` with its defaults, in an environment of its
+own, made here on the first run. From the graph that ONNX Runtime makes of a file: how
 many QuantizeLinear and DequantizeLinear nodes run, and how many of the layers run in an integer kernel. autoq's pairs
 are also audited (autoq/runtime/pairs.py). Speed is float32's time / the file's, batch 1, 1 thread, warm blocks in turn.
 
 Models: ResNet-20, the MobileNetV3-style network, and those of benchmarks/mobile_nets.py with random weights; MiniLM
-where its file is given.
+where its file is given, and there autoq alone: the rivals' calibrators keep every tensor of all rows.
 """
 
 from __future__ import annotations
@@ -53,8 +53,7 @@ def quantize_with_nncf(folder: Path) -> None:
             feeds = dict(data)
         rows = len(next(iter(feeds.values())))
         samples = [{name: values[i : i + 1] for name, values in feeds.items()} for i in range(rows)]
-        kind = {"model_type": nncf.ModelType.TRANSFORMER} if task["transformer"] else {}
-        made = nncf.quantize(onnx.load(task["model"]), nncf.Dataset(samples), subset_size=rows, **kind)
+        made = nncf.quantize(onnx.load(task["model"]), nncf.Dataset(samples), subset_size=rows)
         onnx.save(made, task["target"])
 
 
@@ -86,8 +85,10 @@ def quantize_with_ort(model: Path, feeds: dict[str, Any], target: Path) -> None:
     )  # fmt: skip
 
 
-def quantize_with_autoq(model: Path, feeds: dict[str, Any], target: Path) -> list[Any]:
-    """A uniform ``w8a8@minmax``; gives back the pairs that are left."""
+def quantize_with_autoq(model: Path, feeds: dict[str, Any], target: Path, mixtures: int) -> tuple[list[Any], list[Any]]:
+    """A uniform ``w8a8@minmax``; gives back the pairs left of it, and of random mixtures with float32."""
+    import numpy as np
+
     from autoq.core.policy import Policy
     from autoq.core.scheme import FLOAT32, Scheme
     from autoq.model.bank import Bank
@@ -104,8 +105,8 @@ def quantize_with_autoq(model: Path, feeds: dict[str, Any], target: Path) -> lis
 
     graph = Graph(prepare(load_model(model).model).model)
     layers, wanted = read_layers(graph), Scheme.parse("w8a8@minmax")
-    chosen = {layer.name: FLOAT32 if layer.integer_problem else wanted for layer in layers}
-    found = [Candidates(layer=layer, schemes=(chosen[layer.name],)) for layer in layers]
+    uniform = {layer.name: FLOAT32 if layer.integer_problem else wanted for layer in layers}
+    found = [Candidates(layer=layer, schemes=(uniform[layer.name],)) for layer in layers]
     placer = Placer(graph, layers)
     rows = len(next(iter(feeds.values())))
     batches = [{name: values[i : i + 32] for name, values in feeds.items()} for i in range(0, rows, 32)]
@@ -113,18 +114,29 @@ def quantize_with_autoq(model: Path, feeds: dict[str, Any], target: Path) -> lis
     bank = Bank(graph, calibration_id="")
     bank.compute(weight_specs(found), {})
     lowering = Lowering(graph, layers, affine_table(statistics.statistics, activation_specs(found)), bank.entries)
-    target.write_bytes(lowering.build(lowering.canonical(Policy.of(chosen))))
-    names = [
-        LayerNames(
-            layer=layer.name,
-            node=layer.node,
-            weight=layer.weight,
-            outputs=(layer.output, placer.stored(graph.nodes[layer.node])),
-        )
-        for layer in layers
-        if chosen[layer.name] == wanted
-    ]
-    return left_pairs(target, names)
+
+    def audited(chosen: dict[str, Scheme]) -> tuple[bytes, list[Any]]:
+        policy = lowering.canonical(Policy.of(chosen))
+        names = [
+            LayerNames(
+                layer=layer.name,
+                node=layer.node,
+                weight=layer.weight,
+                outputs=(layer.output, placer.stored(graph.nodes[layer.node])),
+            )
+            for layer in layers
+            if policy[layer.name].activation is not None
+        ]
+        built = lowering.build(policy)
+        return built, left_pairs(built, names)
+
+    built, left = audited(uniform)
+    target.write_bytes(built)
+    rng, mixed = np.random.default_rng(1), []
+    for _ in range(mixtures):
+        share = rng.choice([0.2, 0.5, 0.8, 0.95])
+        mixed += audited({name: scheme if rng.random() < share else FLOAT32 for name, scheme in uniform.items()})[1]
+    return left, mixed
 
 
 LAYERS_FLOAT = ("Conv", "ConvTranspose", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul")
@@ -175,7 +187,6 @@ def models(bench: Path, minilm: Path | None) -> dict[str, tuple[Path, dict[str, 
         found[name] = (untrained(name), feeds)
     if minilm is not None:
         with np.load(bench / "sts" / "calibration.npz") as data:
-            # 16 rows: the rivals' calibrators keep every tensor of all of them.
             feeds = {name: data[name][:16].astype(np.int64) for name in ("input_ids", "attention_mask")}
         found["MiniLM"] = (minilm, feeds)
     return found
@@ -189,22 +200,27 @@ def main() -> None:
 
     arguments = parser(__doc__)
     arguments.add_argument("--minilm", type=Path)
+    arguments.add_argument("--mixtures", type=int, default=25, help="random mixtures with float32 to audit, per model")
     arguments.add_argument("--blocks", type=int, default=12)
     given = arguments.parse_args()
     chosen = models(given.bench, given.minilm)
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         files: dict[str, dict[str, Path]] = {}
-        left: dict[str, list[Any]] = {}
+        left: dict[str, tuple[list[Any], list[Any]]] = {}
         tasks = []
         for name, (model, feeds) in chosen.items():
             stem = name.lower().replace(" ", "-")
-            files[name] = {tool: folder / f"{stem}-{tool}.onnx" for tool in ("autoq", "ort", "nncf")}
-            left[name] = quantize_with_autoq(model, feeds, files[name]["autoq"])
+            tools = ("autoq",) if name == "MiniLM" else ("autoq", "ort", "nncf")
+            files[name] = {tool: folder / f"{stem}-{tool}.onnx" for tool in tools}
+            mixtures = 0 if name == "MiniLM" else given.mixtures
+            left[name] = quantize_with_autoq(model, feeds, files[name]["autoq"], mixtures)
+            if name == "MiniLM":
+                continue
             quantize_with_ort(model, feeds, files[name]["ort"])
             np.savez(folder / f"{stem}.npz", **feeds)
-            tasks.append({"model": str(model), "data": str(folder / f"{stem}.npz"), "transformer": name == "MiniLM"})
-            tasks[-1]["target"] = str(files[name]["nncf"])
+            data, target = str(folder / f"{stem}.npz"), str(files[name]["nncf"])
+            tasks.append({"model": str(model), "data": data, "target": target})
         (folder / "tasks.json").write_text(json.dumps(tasks))
         with (folder / "nncf.log").open("w") as log:
             # -P: this script's folder must not come before the installed packages.
@@ -235,10 +251,12 @@ def main() -> None:
                     f"{row['speed']:6.2f}x"
                 )
                 result.setdefault(name, {})[tool] = row
-            reasons = Counter((one.beside, one.reason or "DEFECT") for one in left[name])
-            shown = ", ".join(f"{count} {beside} ({reason})" for (beside, reason), count in reasons.items())
-            print(f"{'':20s} autoq's: {shown}\n")
-            result[name]["reasons"] = [[*key, count] for key, count in reasons.items()]
+            for kind, found in zip(("uniform", "mixtures"), left[name], strict=True):
+                reasons = Counter((one.beside, one.reason or "DEFECT") for one in found)
+                shown = ", ".join(f"{count} {beside} ({reason})" for (beside, reason), count in reasons.items())
+                print(f"{'':20s} autoq's, {kind}: {shown or 'none'}")
+                result[name][kind] = [[*key, count] for key, count in reasons.items()]
+            print()
     save("placement", {"machine": where, "models": result})
 
 
