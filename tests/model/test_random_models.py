@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from autoq.core.form import FORM_NAMES
 from autoq.core.scheme import Scheme
 from autoq.model.forms import FORMS
+from autoq.runtime.executed import LayerNames
+from autoq.runtime.pairs import DEFECT, left_pairs
 from tests.models import Net, check, distance, in_forms, lowered, run, run_optimized, run_unfused
 
 SCHEMES = [
@@ -206,6 +208,16 @@ def test_random_model_under_random_policies(model: onnx.ModelProto, data: st.Dat
         convs = sum(layer.op_type == "Conv" for layer in active)
         products = counts["QGemm"] + counts["QLinearMatMul"] + counts["MatMulIntegerToFloat"]
         assert (counts["QLinearConv"], products) == (convs, len(active) - convs), f"{counts} under {policy.to_text()}"
+        names = [
+            LayerNames(
+                layer=layer.name,
+                node=layer.node,
+                weight=layer.weight,
+                outputs=(layer.output, subject.lowering.placer.stored(subject.graph.nodes[layer.node])),
+            )
+            for layer in active
+        ]
+        assert not [str(one) for one in left_pairs(candidate, names) if one.reason == DEFECT], policy.to_text()
 
 
 @settings(max_examples=25)
