@@ -1,6 +1,6 @@
 """What codebooks gain: k-means and product quantization beside integers of as many bits, on ResNet-20 and MiniLM.
 
-    python benchmarks/codebooks.py [--part resnet20 products tables] [--model minilm.onnx] [--no-times] [--bench DIR]
+    python benchmarks/codebooks.py [--part resnet20 products tables] [--model minilm.onnx] [--only 0 3] [--no-times] [--bench DIR]
 
 Uniform policies: on ResNet-20 all layers but the first convolution and the classifier, which have 8 bits; on MiniLM its
 36 products with float tables, then its tables with float products, then both. "plain" is weighted k-means that does not
@@ -112,8 +112,10 @@ def measured(
     score: Callable[[bytes], tuple[float, np.ndarray]],
     distance: Callable[[np.ndarray, np.ndarray], float],
     feeds: Mapping[str, np.ndarray] | None,
+    only: Sequence[int] | None,
 ) -> list[dict[str, Any]]:
-    """A row for each policy, printed as it is done; ``feeds`` to time with, or ``None``."""
+    """A row for each policy (or those numbered ``only``), printed as it is done; ``feeds`` to time with, or ``None``."""
+    policies = {name: one for number, (name, one) in enumerate(policies.items()) if only is None or number in only}
     base, exact = score(float32.read_bytes())
     print(f"float32: {base:.4f}\n| policy | points lost | distance | size | x float32 | s |\n|---|---|---|---|---|---|")
     rows: list[dict[str, Any]] = []
@@ -149,7 +151,7 @@ def cosine(exact: np.ndarray, found: np.ndarray) -> float:
     return float(1 - (exact * found).sum(axis=1).mean()) * 1000
 
 
-def resnet20(bench: Path, times: bool) -> list[dict[str, Any]]:
+def resnet20(bench: Path, times: bool, only: Sequence[int] | None) -> list[dict[str, Any]]:
     """4 and 2 bits under each rounding."""
     job = harness.resnet20_job(bench)
     path = Path(job["model"]["path"])
@@ -170,10 +172,12 @@ def resnet20(bench: Path, times: bool) -> list[dict[str, Any]]:
     for text in (*RESNET20, *WEIGHT_ONLY):
         end = "w8a8@mse" if "a8" in text else "w8"
         policies[text] = {layer.name: end if layer.name in ends else text for layer in model.layers}
-    return measured(prepared, policies, path, score, divergence, {name: x[:1]} if times else None)
+    return measured(prepared, policies, path, score, divergence, {name: x[:1]} if times else None, only)
 
 
-def minilm(bench: Path, path: Path, parts: Sequence[str], times: bool) -> list[dict[str, Any]]:
+def minilm(
+    bench: Path, path: Path, parts: Sequence[str], times: bool, only: Sequence[int] | None
+) -> list[dict[str, Any]]:
     """The products, the tables, or both."""
     job = load_job(harness.sts_job(bench, path), bench)
     model, specs, metric = read_model(job.model_path), input_specs(open_session(job.model_path)), resolve_metric(job)
@@ -195,7 +199,7 @@ def minilm(bench: Path, path: Path, parts: Sequence[str], times: bool) -> list[d
     pairs += [("float32", text) for text in TABLES] + list(BOTH) if "tables" in parts else []
     policies = {f"products {products}, table {tables}": uniform(products, tables) for products, tables in pairs}
     feeds = {name: values[:1] for name, values in final.inputs.items()}
-    return measured(prepared, policies, job.model_path, score, cosine, feeds if times else None)
+    return measured(prepared, policies, job.model_path, score, cosine, feeds if times else None, only)
 
 
 def main() -> None:
@@ -204,13 +208,14 @@ def main() -> None:
     parts = ("resnet20", "products", "tables")
     parser.add_argument("--part", nargs="+", choices=parts, default=parts)
     parser.add_argument("--model", type=Path, default=harness.ROOT / "examples" / "minilm-sts" / "minilm.onnx")
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of the policies to do, from 0")
     parser.add_argument("--no-times", action="store_true", help="leave out speed")
     given = parser.parse_args()
     found: dict[str, Any] = {"machine": harness.machine()}
     if "resnet20" in given.part:
-        found["resnet20"] = resnet20(given.bench, not given.no_times)
+        found["resnet20"] = resnet20(given.bench, not given.no_times, given.only)
     if set(given.part) & {"products", "tables"}:
-        found["minilm"] = minilm(given.bench, given.model, given.part, not given.no_times)
+        found["minilm"] = minilm(given.bench, given.model, given.part, not given.no_times, given.only)
     harness.save("_".join(["codebooks", *(given.part if len(given.part) < len(parts) else ())]), found)
 
 
