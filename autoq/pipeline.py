@@ -634,6 +634,7 @@ def _polish(
         inputs=setting.calibration.inputs,
         unit=max(fixed, default=None) or setting.calibration.group,
         fixed=bool(fixed),
+        padding_mask=setting.padding_mask,
     )
     return polish_front(
         search.front,

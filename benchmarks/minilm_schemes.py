@@ -23,6 +23,7 @@ POLICIES = (
     ("float32", "float32"),
     ("float16", "float16"),
     ("w8a8@mse", "w8"),
+    ("w8a8@mse", "w4"),
     ("w8a8@dynamic", "w8"),
     ("w8a8@dynamic", "w4"),
     ("w8a8@dynamic", "w4-b128"),
@@ -41,7 +42,7 @@ POLICIES = (
     ("w2-b32-gptq", "w4-b128"),
     ("w2-b128-gptq", "w4-b128"),
 )
-FORMS = ("sum-before-norm", "attention")
+FORMS = ("attention", "tanh-gelu", "product-bias")
 PEAK = """
 import sys
 from pathlib import Path

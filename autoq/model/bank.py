@@ -29,7 +29,7 @@ from autoq.numerics.correction import centered
 from autoq.numerics.product import product_codes
 from autoq.numerics.weights import factors_of, quantize_weight
 
-BANK_VERSION = 3
+BANK_VERSION = 4
 """Part of every address: raise it when an algorithm changes what it computes."""
 
 Wanted = Sequence[tuple[Layer, WeightSpec]]

@@ -19,6 +19,7 @@ import onnx
 from autoq.core.layer import Layer
 from autoq.core.policy import Policy
 from autoq.core.scheme import BLOCKS, WeightSpec
+from autoq.model.calibrate import without_padding
 from autoq.model.corrections import added_bias, bias_problem
 from autoq.model.graph import Graph
 from autoq.model.lower import Lowering
@@ -53,13 +54,15 @@ def polish(
     fit: Sequence[Batch],
     held_out: Sequence[Batch],
     *,
+    padding_mask: str | None = None,
     threads: int = 1,
     on_layer: Callable[[LayerPolish], None] = lambda layer: None,
 ) -> tuple[Lowering, tuple[LayerPolish, ...]]:
     """``lowering`` with numbers of its own for ``policy``, and what became of each quantized layer.
 
-    Layers are fitted on the batches ``fit`` (input name -> array) and judged on ``held_out``. Raises
-    :class:`autoq.errors.TrialError` where the candidate or the float model does not run.
+    Layers are fitted on the batches ``fit`` (input name -> array) and judged on ``held_out``, without the positions
+    where the input ``padding_mask`` is 0. Raises :class:`autoq.errors.TrialError` where the candidate or the float
+    model does not run.
     """
     own = dataclasses.replace(lowering, bank=dict(lowering.bank), corrections=dict(lowering.corrections))
     run = _Run(
@@ -68,6 +71,7 @@ def polish(
         float32=Segments(lowering.formed.model, [*fit, *held_out], threads=threads),
         candidate=Segments(_parsed(own, policy), [*fit, *held_out], threads=threads),
         fitted=len(fit),
+        masks=[None if padding_mask is None else np.asarray(each[padding_mask]) != 0 for each in (*fit, *held_out)],
     )
     results = []
     for layer, spec in _quantized(lowering, policy):
@@ -85,6 +89,7 @@ class _Run:
     float32: Segments
     candidate: Segments
     fitted: int
+    masks: Sequence[np.ndarray | None]
 
     def layer(self, layer: Layer, spec: WeightSpec) -> LayerPolish:
         """Polishes one layer; in graph order."""
@@ -134,9 +139,11 @@ class _Run:
         tensors = (node.input[0].removesuffix("::dyn"), *self._other_summand(layer))
         inputs = self.candidate.upto(layer.node, [tensors[0], *tensors[2:]])
         outputs = self.float32.upto(layer.node, [layer.output, *tensors[1:2]], after=True)
-        for index, (own, exact) in enumerate(zip(inputs, outputs, strict=True)):
-            wanted = exact[0] if len(exact) == 1 else exact[0] + (exact[1] - own[1])
-            part, patches = fit if index < self.fitted else held, sampler.patches(own[0])
+        for index, (own, exact, mask) in enumerate(zip(inputs, outputs, self.masks, strict=True)):
+            given, wanted = own[0], exact[0] if len(exact) == 1 else exact[0] + (exact[1] - own[1])
+            if mask is not None:
+                given, wanted = without_padding(given, mask), without_padding(wanted, mask)
+            part, patches = fit if index < self.fitted else held, sampler.patches(given)
             if patches.shape[2] != sampler.inputs.columns:
                 return None
             part.update(patches, sampler.outputs(wanted))

@@ -20,12 +20,15 @@ import torch
 from autoq.core.layer import Layer
 from autoq.core.scheme import WeightSpec
 from autoq.errors import DataError, ModelError
+from autoq.model.calibrate import without_padding
 from autoq.model.graph import Graph, attribute
 from autoq.model.moments import SecondMoment, has_moment
 from autoq.model.torch_graph import TorchGraph, UnsupportedOperator, nodes_between, one_thread
 from autoq.model.torch_ops import Unsupported, kernel_of
-from autoq.numerics.reconstruct import retargeted
+from autoq.numerics.asymmetric import JointMoments, corrected
 from autoq.numerics.weights import QuantizedWeight, quantize_weight
+
+_DAMPING = 0.01  # towards the weights as they are, as GPTQ damps; more with fewer samples than inputs
 
 ROWS = 256
 """Calibration rows used, at most."""
@@ -56,21 +59,23 @@ def reconstruct(
     spec: WeightSpec,
     batches: Iterable[Batch],
     *,
+    padding_mask: str | None = None,
     on_layer: Callable[[int], None] = lambda done: None,
 ) -> dict[str, QuantizedWeight]:
     """The entries of the layers named in ``wanted``, which :func:`problem` lets pass; all layers share ``spec``.
 
-    ``batches`` map input names to arrays. ``on_layer`` is told how many of the wanted layers are done. Raises
-    :class:`DataError` for no rows, and :class:`ModelError` naming a layer whose weights cannot be quantized.
+    ``batches`` map input names to arrays; positions where the input ``padding_mask`` is 0 are not looked at.
+    ``on_layer`` is told how many of the wanted layers are done. Raises :class:`DataError` for no rows, and
+    :class:`ModelError` naming a layer whose weights cannot be quantized.
     """
     names = set(wanted)
     rounded = {layer.node: layer for layer in layers if not problem(graph, layer)}
     with one_thread(), torch.no_grad():
         # All layers', whichever are wanted: how many rows fit must not depend on that.
         part = TorchGraph(graph, outputs=[layer.output for layer in rounded.values()])
-        exact = _states(part, batches)
+        exact, masks = _states(part, batches, padding_mask)
         given = [dict(state) for state in exact]
-        walk = _Walk(graph, part, rounded, spec)
+        walk = _Walk(graph, part, rounded, spec, masks)
         entries: dict[str, QuantizedWeight] = {}
         for index, node in enumerate(part.nodes):
             if index in walk.cuts:
@@ -98,9 +103,12 @@ def reconstruct(
     return {name: entry for name, entry in entries.items() if name in names}
 
 
-def _states(part: TorchGraph, batches: Iterable[Batch]) -> list[_Values]:
-    """The inputs of so many batches as :data:`ROWS` and :data:`LIVE_BYTES` allow."""
+def _states(
+    part: TorchGraph, batches: Iterable[Batch], padding_mask: str | None
+) -> tuple[list[_Values], list[np.ndarray | None]]:
+    """The inputs of so many batches as :data:`ROWS` and :data:`LIVE_BYTES` allow, and their masks."""
     states: list[_Values] = []
+    masks: list[np.ndarray | None] = []
     rows, most = 0, ROWS
     for batch in batches:
         if rows >= most:
@@ -117,16 +125,24 @@ def _states(part: TorchGraph, batches: Iterable[Batch]) -> list[_Values]:
             most = min(ROWS, max(size, size * (LIVE_BYTES // (2 * max(*live, 1)))))
         rows += max((len(value) for value in state.values() if value.ndim), default=1)
         states.append({**part.constants, **state})
+        masks.append(None if padding_mask is None else np.asarray(batch[padding_mask]) != 0)
     if not states:
         raise DataError("data.calibration holds no rows")
-    return states
+    return states, masks
 
 
 class _Walk:
     """What the order of ``part``'s nodes says: where blocks begin, and which layers have others before them."""
 
-    def __init__(self, graph: Graph, part: TorchGraph, rounded: Mapping[str, Layer], spec: WeightSpec) -> None:
-        self.graph, self.part, self.rounded, self.spec = graph, part, rounded, spec
+    def __init__(
+        self,
+        graph: Graph,
+        part: TorchGraph,
+        rounded: Mapping[str, Layer],
+        spec: WeightSpec,
+        masks: Sequence[np.ndarray | None],
+    ) -> None:
+        self.graph, self.part, self.rounded, self.spec, self.masks = graph, part, rounded, spec, masks
         behind: dict[str, bool] = {}  # tensors that hang on a layer
         self._follows: set[str] = set()
         weights = {name for name, values in graph.initializers.items() if len(values.dims) > 1}
@@ -155,25 +171,27 @@ class _Walk:
         """The layer's weights for the inputs ``given``, to make the outputs ``exact``."""
         weight = self.graph.constant(layer.weight)
         assert weight is not None
-        moment = SecondMoment.of_layer(layer, self.graph)
-        rows = np.moveaxis(weight, layer.channel_axis, 0).reshape(layer.channels, -1)
-        cross = np.zeros((layer.groups, rows.shape[1], layer.channels // layer.groups))
+        sampler = SecondMoment.of_layer(layer, self.graph)
+        shape = (layer.groups, layer.channels // layer.groups, sampler.inputs.columns)
+        moments = JointMoments.empty(shape[0], shape[2], shape[1], centred=self.spec.bias_correction == "empirical")
         scale = float(attribute(self.graph.nodes[layer.node], "alpha", 1.0)) or 1.0
-        for truth, state in zip(exact, given, strict=True):
+        for truth, state, mask in zip(exact, given, self.masks, strict=True):
             plain = self.part.kernel(index)(*(state[name] if name else None for name in self.part.nodes[index].input))
             missing = truth[layer.output] - plain
             other = self._shortcut(layer, truth, state)
             if other is not None:
                 missing = missing + truth[other] - state[other]
-            moment.update(state[layer.input].numpy())
-            patches = moment.patches(state[layer.input].numpy())
-            cross += patches.transpose(0, 2, 1) @ moment.outputs((missing / scale).numpy())
-        centre = self.spec.bias_correction == "empirical"
-        means = moment.mean() if centre else np.zeros_like(moment.mean())
-        hessian = moment.matrix() - means[:, :, None] * means[:, None, :]
-        fitted = retargeted(rows, hessian, cross / max(moment.seen, 1), moment.seen)
-        shape = np.moveaxis(weight, layer.channel_axis, 0).shape
-        fitted_weight = np.ascontiguousarray(np.moveaxis(fitted.reshape(shape), 0, layer.channel_axis), np.float32)
+            pair = [state[layer.input].numpy(), (missing / scale).numpy()]
+            if mask is not None:
+                pair = [without_padding(values, mask) for values in pair]
+            moments.update(sampler.patches(pair[0]), sampler.outputs(pair[1]))
+        # What is missing is fitted from nothing, and added: so a bias, which is not rounded, stays out of it.
+        damping = _DAMPING + shape[2] / max(moments.count, 1)
+        shift, _ = corrected(np.zeros(shape), moments, damping)
+        hessian, _ = moments.covariances()
+        moved = np.moveaxis(weight, layer.channel_axis, 0)
+        fitted = (moved.reshape(shape) + shift).reshape(moved.shape)
+        fitted_weight = np.ascontiguousarray(np.moveaxis(fitted, 0, layer.channel_axis), np.float32)
         try:
             return quantize_weight(
                 fitted_weight,

@@ -108,7 +108,7 @@ def lay_groundwork(
         bank.compute(alone, moments, sample_means, threads=threads)
     if by_block:
         step(f"rounding block by block: {len(by_block)} entries for the bank")
-        _reconstruct(model, bank, by_block, lambda: _batches(calibration, inputs), threads)
+        _reconstruct(model, bank, by_block, lambda: _batches(calibration, inputs), padding_mask, threads)
     analytic: Mapping[str, np.ndarray] = {}
     if any(spec.bias_correction == "analytic" for _, spec in uncorrected):
         moments_in = {name: input_moments(values) for name, values in calibration.inputs.items()}
@@ -132,6 +132,7 @@ def _reconstruct(
     bank: Bank,
     missing: Sequence[tuple[Layer, WeightSpec]],
     batches: Callable[[], Iterator[dict[str, np.ndarray]]],
+    padding_mask: str | None,
     threads: int,
 ) -> None:
     """Fills ``bank`` with entries rounded by block: one walk through the model for each scheme, side by side."""
@@ -144,7 +145,8 @@ def _reconstruct(
 
     def walk(chain: tuple[WeightSpec, list[Layer]]) -> None:
         spec, layers = chain
-        entries = reconstruct(model.graph, model.layers, [layer.name for layer in layers], spec, batches())
+        names = [layer.name for layer in layers]
+        entries = reconstruct(model.graph, model.layers, names, spec, batches(), padding_mask=padding_mask)
         for layer in layers:
             bank.add(layer, spec, entries[layer.name])
 

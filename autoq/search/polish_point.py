@@ -30,13 +30,15 @@ Inputs = Mapping[str, np.ndarray]
 class PolishWork:
     """What the polishes of one search share: the calibration rows, and how they hang together.
 
-    ``unit`` rows belong together; ``fixed`` says that the model takes just so many at a time.
+    ``unit`` rows belong together; ``fixed`` says that the model takes just so many at a time. The input
+    ``padding_mask`` is 0 at positions that are not looked at.
     """
 
     kind: PolishKind
     inputs: Inputs
     unit: int
     fixed: bool = False
+    padding_mask: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +83,7 @@ def polish_point(evaluator: Evaluator, work: PolishWork, item: PolishItem) -> Po
     closeness = Closeness.of_metric(evaluator.metric, float32)
     old = lowering.build(policy)
     before = closeness(outputs(old), float32)
-    new, layers = polish(lowering, policy, fit, held_out, on_layer=in_time)
+    new, layers = polish(lowering, policy, fit, held_out, padding_mask=work.padding_mask, on_layer=in_time)
     model = new.build(policy)
     after = closeness(outputs(model), float32)
     if not (math.isfinite(before) and math.isfinite(after)):

@@ -198,3 +198,21 @@ def test_float_layers_are_left_alone(conv: Lowered, images: np.ndarray) -> None:
     policy = conv.canonical(dict.fromkeys(names, FLOAT32) | {names[2]: Scheme.parse("w4a8-gptq@minmax")})
     _, results = polished(conv, policy, images)
     assert [layer.layer for layer in results] == [names[2]]
+
+
+def test_what_stands_at_padded_positions_changes_nothing() -> None:
+    net = Net(seed=5)
+    y = net.add("MatMul", net.input("N", 5, 12), net.weight(12, 12))
+    y = net.add("MatMul", net.add("Relu", y), net.weight(12, 4))
+    clean, noise = rows(64, 5, 12), 50 * rows(64, 5, 12, seed=1)
+    mask = np.repeat([[1, 1, 1, 0, 0]], len(clean), axis=0)
+    dirty = np.where(mask[:, :, None] == 1, clean, noise)
+    subject = lowered(net.model(y), ["w2-gptq"], {"x": clean})
+    policy = chosen(subject, **{layer.name: "w2-gptq" for layer in subject.layers})
+
+    def polished(x: np.ndarray, name: str | None) -> bytes:
+        fit, held = ([{"x": x[part], "mask": mask[part]}] for part in (slice(48), slice(48, None)))
+        return polish(subject.lowering, policy, fit, held, padding_mask=name)[0].build(policy)
+
+    assert polished(clean, "mask") == polished(dirty, "mask")
+    assert polished(clean, None) != polished(dirty, None)

@@ -16,7 +16,6 @@ from autoq.model.graph import Graph
 from autoq.model.layers import read_layers
 from autoq.model.prepare import prepare
 from autoq.model.reconstruct import problem, reconstruct
-from autoq.numerics.reconstruct import retargeted
 from autoq.numerics.weights import QuantizedWeight, quantize_weight
 from tests.models import Net, run
 
@@ -130,12 +129,41 @@ def test_no_rows() -> None:
         reconstruct(graph, layers, [layers[0].name], SPEC, [])
 
 
-def test_retargeted_weights_are_the_least_squares_solution() -> None:
-    """With much data, those of NumPy's solver on the samples themselves."""
+def test_what_stands_at_padded_positions_changes_nothing() -> None:
+    net = Net()
+    y = net.add("MatMul", net.input("n", 5, 12), net.weight(12, 12))
+    y = net.add("MatMul", net.add("Relu", y), net.weight(12, 4))
+    graph = Graph(prepare(net.model(y)).model)
+    layers = read_layers(graph)
     rng = np.random.default_rng(0)
-    x, weight = rng.standard_normal((5000, 4)), rng.standard_normal((3, 4))
-    z = (x + 0.3 * rng.standard_normal(x.shape)) @ weight.T
-    cross = x.T @ (z - x @ weight.T) / len(x)
-    found = retargeted(weight, (x.T @ x / len(x))[None], cross[None], len(x))
-    np.testing.assert_allclose(found, np.linalg.lstsq(x, z)[0].T, atol=0.01)
-    np.testing.assert_array_equal(retargeted(weight, np.zeros((1, 4, 4)), cross[None], 0), weight)
+    mask = np.repeat([[1, 1, 1, 0, 0]], 16, axis=0)
+    clean = rng.standard_normal((16, 5, 12)).astype(np.float32)
+    dirty = np.where(mask[:, :, None] == 1, clean, 50 * rng.standard_normal(clean.shape)).astype(np.float32)
+
+    def entry(x: np.ndarray, name: str | None) -> QuantizedWeight:
+        batch = {"x": x, "mask": mask}
+        return reconstruct(graph, layers, [layers[1].name], SPEC, [batch, batch], padding_mask=name)[layers[1].name]
+
+    np.testing.assert_array_equal(entry(clean, "mask").dequantize(), entry(dirty, "mask").dequantize())
+    assert (entry(clean, None).dequantize() != entry(dirty, None).dequantize()).any()
+
+
+def test_means_are_left_to_a_bias_that_takes_them_up() -> None:
+    """Each fit is the better one for what it serves: all of the error, or the error less its mean."""
+    net = Net(seed=2)
+    y = net.add("MatMul", net.add("MatMul", net.input("n", 12), net.weight(12, 12)), net.weight(12, 4))
+    graph = Graph(prepare(net.model(y)).model)
+    layers = read_layers(graph)
+    x = (np.random.default_rng(0).standard_normal((256, 12)) + 3).astype(np.float32)
+    exact = run(graph.model, {"x": x})[y]
+
+    def errors(corrected: bool) -> tuple[float, float]:
+        spec = WeightSpec(bits=2, rounding="brecq", bias_correction="empirical" if corrected else None)
+        entries = reconstruct(graph, layers, [layer.name for layer in layers], spec, [{"x": x}, {"x": x}])
+        first, second = (entries[layer.name].dequantize() for layer in layers)
+        missing = exact - x @ first @ second
+        return float(np.square(missing).mean()), float(np.square(missing - missing.mean(axis=0)).mean())
+
+    plain, corrected = errors(False), errors(True)
+    assert plain[0] < corrected[0]
+    assert corrected[1] < plain[1]
