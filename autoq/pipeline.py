@@ -18,7 +18,7 @@ import numpy as np
 from autoq.core.identity import sha256_hex
 from autoq.core.objectives import Direction, Values
 from autoq.core.policy import Policy
-from autoq.core.result import FormGain, Front, FrontPoint, Latency, MetricPair, Trial
+from autoq.core.result import FormGain, Front, FrontPoint, Latency, MetricPair, StopReason, Trial
 from autoq.core.scheme import FLOAT32
 from autoq.errors import AutoqError, DataError, MetricError, ProfileError, RunError, TrialError
 from autoq.model.bank import BANK_VERSION, default_cache_dir
@@ -59,6 +59,7 @@ from autoq.search.problem import Problem
 from autoq.search.proposer import Proposer, StudyRecord
 from autoq.search.seeds import knapsack_seeds, proxies
 from autoq.search.sensitivity import Sensitivity, cached, measure, noise_power, probes, sensitivity
+from autoq.search.stopping import LEAST_GAIN
 from autoq.search.store import TrialLog, disk_error
 from autoq.spec.hardware import AUTO, Profile, fitting_profiles, load_profile
 from autoq.spec.job import Job, load_job
@@ -169,6 +170,7 @@ def run_search(
         status = "FAILED"
         try:
             front, found = _search(folder, setting, tracker, started, ray, workers, events)
+            folder.write(record | {"stop_reason": front.stop_reason})
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -279,7 +281,13 @@ def _search(
             write_front(running_front(search), folder.front)
         deadline = None if job.budget.time_s is None else started + job.budget.time_s
         events.step("searching")
-        stop_reason = search.run(Limits(trials=job.budget.trials, deadline=deadline), finished)
+        limits = Limits(
+            trials=job.budget.trials,
+            deadline=deadline,
+            until=job.budget.until.bounds if job.budget.until else None,
+            patience=job.budget.patience,
+        )
+        stop_reason = search.run(limits, finished)
         copy_trials()
         for trial in search.trials:  # what a crash kept from the study and the server
             study.add(trial, free_layers, _study_values(trial, setting))
@@ -313,7 +321,7 @@ def _search(
         form=form,
         final=True,
         stop_reason=stop_reason,
-        notes=(*_notes(setting, search, checked.points), *polish_notes),
+        notes=(*_stop_notes(limits, search, stop_reason), *_notes(setting, search, checked.points), *polish_notes),
     )
     write_front(front, folder.front)
     events.step("writing the report")
@@ -718,6 +726,19 @@ def _front_files(search: Search, lowering: Lowering) -> list[Path]:
             raise disk_error(path, error) from None
         paths.append(path)
     return paths
+
+
+def _stop_notes(limits: Limits, search: Search, reason: StopReason) -> list[str]:
+    """What there is to say of a search that ended before its budget was spent."""
+    if reason == "no gain":
+        return [
+            f"stopped after {len(search.trials)} trials: the last {limits.patience} have widened the front by less "
+            f"than {LEAST_GAIN:.1%} of its hypervolume (budget.patience)"
+        ]
+    if reason == "target met":
+        met = next(trial for trial in search.trials if search.problem.feasible(trial, limits.until))
+        return [f"stopped at trial {met.number} ({met.id}): it keeps the bounds of budget.until on the search split"]
+    return []
 
 
 def _notes(setting: Setting, search: Search, points: Sequence[FrontPoint]) -> tuple[str, ...]:

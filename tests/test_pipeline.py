@@ -332,3 +332,24 @@ def test_the_input_that_marks_padding(tmp_path: Path) -> None:
     assert masked(None, "input_ids", "mask") is None
     with pytest.raises(AutoqError, match=r"data\.padding_mask: 'image' is no input.*such are: input_ids"):
         masked("image", "input_ids")
+
+
+def test_why_a_search_ended_early_is_told_everywhere(job: Path, uri: str, tmp_path: Path) -> None:
+    budget = {"trials": 20, "until": {"max_size_ratio": 0.6}}
+    result = autoq.search(changed(job, uri, budget=budget), out=tmp_path / "run", ray="off")
+    assert result.front.stop_reason == "target met" and len(result.trials) < 20
+    last = result.trials[-1]
+    (note,) = [note for note in result.front.notes if note.startswith("stopped at")]
+    assert f"trial {last.number} ({last.id}): it keeps the bounds of budget.until" in note
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["stop_reason"] == "target met"
+    assert "ended by: target met." in (tmp_path / "run" / "report.html").read_text()
+    parent = mlflow.MlflowClient(uri).get_run(record["tracking"]["run_id"])
+    assert parent.data.tags["autoq.stop_reason"] == "target met"
+    # Patience that is at its end ends it as well, the same with --resume.
+    options = {"out": tmp_path / "run", "ray": "off", "resume": True}
+    values = changed(job, uri, budget={"trials": 60, "patience": 8})
+    again = autoq.search(values, **options)  # type: ignore[arg-type]
+    assert again.front.stop_reason == "no gain" and len(again.trials) < 60
+    assert any(note.startswith(f"stopped after {len(again.trials)} trials: the last 8") for note in again.front.notes)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["stop_reason"] == "no gain"

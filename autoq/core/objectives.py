@@ -55,6 +55,9 @@ class Constraints:
     max_size_ratio: float | None = None
     max_peak_memory_ratio: float | None = None
 
+    def __bool__(self) -> bool:
+        return any(getattr(self, name) is not None for name in self.__dataclass_fields__)
+
     def __post_init__(self) -> None:
         drop = self.max_metric_drop
         if drop is not None and not (math.isfinite(drop) and drop >= 0):

@@ -17,6 +17,11 @@ measure: latency or memory could not be taken. worker_lost: its worker died, als
 PASSING_FAILURES = frozenset({"worker_lost", "timeout"})
 
 
+StopReason = Literal["trials", "time", "space exhausted", "target met", "no gain"]
+"""Why a search ended. trials, time: the budget was spent. space exhausted: every policy was proposed. target met: a
+trial keeps the bounds of ``budget.until``. no gain: the last ``budget.patience`` trials did not widen the front."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
     """Measured alone on the target, in warm blocks in turn with the float32 baseline.
@@ -159,7 +164,8 @@ class Front:
     """A search's outcome. ``final`` is false for the running front, which has no final check yet.
 
     ``objectives`` are the job's (``"metric"``, ``"latency"``, ``"size"``, ``"peak_memory"``);
-    ``metric_direction`` is ``"maximize"`` or ``"minimize"``; ``stop_reason`` says why the search ended. ``form`` is
+    ``metric_direction`` is ``"maximize"`` or ``"minimize"``; ``stop_reason`` (:data:`StopReason`) is why the search
+    ended, empty where it has not. ``form`` is
     what of the gain comes from the form of the graph, ``None`` where the points have the form of the model.
     """
 

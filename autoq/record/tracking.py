@@ -157,7 +157,8 @@ class Tracker:
             self._log_table(front)
             counts = {"trials_complete": front.trials_complete, "trials_failed": front.trials_failed}
             counts |= {"front_points": len(front.points)}
-            self._log_values(self.run_id, {**counts, "wall_s": front.wall_s}, {}, {"autoq.final": str(front.final)})
+            tags = {"autoq.final": str(front.final), "autoq.stop_reason": front.stop_reason}
+            self._log_values(self.run_id, {**counts, "wall_s": front.wall_s}, {}, tags)
             for point in front.points:
                 self._log_point(front, point, "yes")
             for dropped in front.dropped:

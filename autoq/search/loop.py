@@ -7,12 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from autoq.core.objectives import Constraints
 from autoq.core.policy import Policy
-from autoq.core.result import PASSING_FAILURES, Failure, Trial
+from autoq.core.result import PASSING_FAILURES, Failure, StopReason, Trial
 from autoq.search.evaluate import Scored
 from autoq.search.executor import Executor
 from autoq.search.problem import Problem
 from autoq.search.proposer import Proposal, Proposer
+from autoq.search.stopping import Guide, Patience
 from autoq.search.store import TrialLog, disk_error
 
 BATCH = 8
@@ -22,10 +24,16 @@ before, and a search must propose the same with one worker as with many."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """When to stop. ``deadline`` is a reading of the loop's clock, in seconds."""
+    """When to stop, at what comes first.
+
+    ``deadline`` is a reading of the loop's clock, in seconds. ``until``: with the first trial that keeps these bounds
+    and the problem's constraints. ``patience``: when so many trials in a row did not widen the front; 0 is never.
+    """
 
     trials: int
     deadline: float | None = None
+    until: Constraints | None = None
+    patience: int = 0
 
 
 @dataclass(slots=True)
@@ -51,8 +59,12 @@ class Search:
     _unreported: list[Trial] = field(default_factory=list)
     _off_front: set[str] = field(default_factory=set)
     _numbers: dict[Policy, int] = field(default_factory=dict)
+    _guide: Guide = field(init=False)
 
-    def run(self, limits: Limits, finished: Sequence[Trial] = ()) -> str:
+    def __post_init__(self) -> None:
+        self._guide = Guide(self.problem)
+
+    def run(self, limits: Limits, finished: Sequence[Trial] = ()) -> StopReason:
         """Searches until a limit; returns why it stopped.
 
         ``finished`` are the trials to continue from. They are proposed anew, told, and not evaluated again; those of
@@ -68,18 +80,24 @@ class Search:
         self._report()
         return reason
 
-    def _run(self, limits: Limits, recorded: dict[Policy, Trial]) -> str:
+    def _run(self, limits: Limits, recorded: dict[Policy, Trial]) -> StopReason:
+        patience = Patience(limits.patience)
         while len(self.trials) < limits.trials:
             if self._late(limits) and not recorded:
                 return "time"
             proposals = self.proposer.ask(min(BATCH, limits.trials - len(self.trials)))
             if not proposals:
                 return "space exhausted"
-            if self._evaluate(proposals, recorded, limits) == "time":
-                return "time"
+            stop = self._evaluate(proposals, recorded, limits)
+            if stop is not None:
+                return stop
+            if patience.spent(len(self.trials), self._guide):
+                return "no gain"
         return "trials"
 
-    def _evaluate(self, proposals: list[Proposal], recorded: dict[Policy, Trial], limits: Limits) -> str:
+    def _evaluate(self, proposals: list[Proposal], recorded: dict[Policy, Trial], limits: Limits) -> StopReason | None:
+        ends = [number for number, each in enumerate(proposals, 1) if self._meets(recorded.get(each.policy), limits)]
+        proposals = proposals[: min(ends, default=None)]  # what would come behind is not scored anew
         new = [proposal for proposal in proposals if proposal.policy not in recorded]
         if self._late(limits):
             new = []
@@ -105,9 +123,12 @@ class Search:
             else:
                 self.proposer.tell(proposal, None)
             self._update_front(trial)
+            self._guide.add(trial)
             if not recorded:
                 self._report()
-        return ""
+            if self._meets(trial, limits):
+                return "target met"
+        return None
 
     def _finish(self, proposal: Proposal, result: Scored | Failure) -> Trial:
         # One that is tried again keeps its number.
@@ -148,6 +169,9 @@ class Search:
     def model_path(self, policy_id: str) -> Path:
         """Where the candidate's file lies while it is on the front."""
         return self.models / f"{policy_id}.onnx"
+
+    def _meets(self, trial: Trial | None, limits: Limits) -> bool:
+        return trial is not None and limits.until is not None and self.problem.feasible(trial, limits.until)
 
     def _update_front(self, trial: Trial) -> None:
         before = {old.id for old in self.front}

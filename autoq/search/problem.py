@@ -126,13 +126,19 @@ class Problem:
         }
         return tuple(worst[name] for name in self.objectives)
 
-    def violations(self, trial: Trial) -> list[str]:
-        """A sentence for each constraint that the trial's measurements break."""
-        return constraint_violations(trial_values(trial), self.constraints, self.baseline, self.direction)
+    def violations(self, trial: Trial, bounds: Constraints | None = None) -> list[str]:
+        """A sentence for each constraint (or each of ``bounds``) that the trial's measurements break."""
+        bounds = self.constraints if bounds is None else bounds
+        return constraint_violations(trial_values(trial), bounds, self.baseline, self.direction)
+
+    def feasible(self, trial: Trial, bounds: Constraints | None = None) -> bool:
+        """Whether a trial is complete and its measurements keep the constraints, and ``bounds`` as well."""
+        every = [self.constraints] if bounds is None else [self.constraints, bounds]
+        return trial.failure is None and not any(self.violations(trial, each) for each in every)
 
     def front(self, trials: Iterable[Trial]) -> list[Trial]:
         """The feasible complete trials that neither another trial nor float32 itself dominates, best metric first."""
-        feasible = [trial for trial in trials if trial.failure is None and not self.violations(trial)]
+        feasible = [trial for trial in trials if self.feasible(trial)]
         if not feasible:
             return []
         rows = [losses(trial_values(trial), self.objectives, self.direction) for trial in feasible]

@@ -87,16 +87,42 @@ class MetricChoice(Fields):
         return self
 
 
+class _ConstraintFields(Fields):
+    max_metric_drop: Annotated[float, Field(ge=0)] | None = None
+    max_latency_ratio: Positive | None = None
+    max_size_ratio: Positive | None = None
+    max_peak_memory_ratio: Positive | None = None
+
+    @property
+    def bounds(self) -> Constraints:
+        """As a value."""
+        return Constraints(**self.model_dump())
+
+
 class Budget(Fields):
-    """The search ends after ``trials`` candidates or ``time_s`` seconds (``time`` in the file), what comes first."""
+    """The search ends at what comes first.
+
+    After ``trials`` candidates; after ``time_s`` seconds (``time`` in the file); with the first candidate that keeps
+    the bounds ``until`` and the job's constraints; when ``patience`` candidates in a row have not widened the front
+    (:mod:`autoq.search.stopping`; 0: it goes on all the same).
+    """
 
     trials: Count = 100
     time_s: float | None = Field(default=None, alias="time")
+    until: _ConstraintFields | None = None
+    patience: Annotated[int, Field(ge=0)] = 200
 
     @field_validator("time_s", mode="before")
     @classmethod
     def _time_seconds(cls, value: Any) -> Any:
         return _seconds(value)
+
+    @field_validator("until")
+    @classmethod
+    def _names_a_bound(cls, value: _ConstraintFields | None) -> _ConstraintFields | None:
+        if value is not None and not value.bounds:
+            raise ValueError(f"names no bound; give one or more of {', '.join(_ConstraintFields.model_fields)}")
+        return value
 
 
 class SearchChoice(Fields):
@@ -129,13 +155,6 @@ class LatencyChoice(Fields):
     batch: Count | None = None
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     samples: Annotated[int, Field(ge=2, le=100_000)] | None = None
-
-
-class _ConstraintFields(Fields):
-    max_metric_drop: Annotated[float, Field(ge=0)] | None = None
-    max_latency_ratio: Positive | None = None
-    max_size_ratio: Positive | None = None
-    max_peak_memory_ratio: Positive | None = None
 
 
 def _one_hardware(value: Any) -> Any:
@@ -280,7 +299,7 @@ def load_job(source: str | Path | Mapping[str, Any] | Job, base_dir: str | Path 
         hardware=fields.hardware,
         space=fields.space,
         objectives=fields.objectives,
-        constraints=Constraints(**fields.constraints.model_dump()),
+        constraints=fields.constraints.bounds,
         budget=fields.budget,
         seed=fields.seed,
         search=fields.search,

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from autoq.core.objectives import Constraints
 from autoq.core.policy import Policy
 from autoq.core.result import Failure, Trial
 from autoq.errors import RunError
 from autoq.search.loop import Limits, Search
 from autoq.search.problem import Problem
+from autoq.search.stopping import Guide
 from autoq.search.store import TrialLog
 from tests.search.problems import TableExecutor, bits, make_problem, make_proposer
 from tests.small_job import small_disk
@@ -230,3 +232,56 @@ def test_a_full_disk_ends_the_search_and_keeps_the_finished_trials(tmp_path: Pat
         finished = search.log.read()
         assert 0 < len(finished) < 100
         assert [trial.number for trial in finished] == list(range(len(finished)))
+
+
+# Ending before the budget is spent ------------------------------------------------------------------------------------
+
+
+def test_it_stops_with_the_first_trial_that_meets_the_target(tmp_path: Path) -> None:
+    bounds = Constraints(max_latency_ratio=0.45, max_metric_drop=0.3)
+    whole = make_search(tmp_path / "whole")
+    whole.run(Limits(trials=60))
+    wanted = next(trial for trial in whole.trials if trial.latency and trial.latency.ratio_to_float32 <= 0.45)
+    search = make_search(tmp_path / "until")
+    assert search.run(Limits(trials=60, until=bounds)) == "target met"
+    assert search.trials[-1].policy == wanted.policy
+    assert plain(search.trials) == plain(whole.trials[: len(search.trials)])
+    # And says so again when it is resumed, without evaluating anything.
+    executor = TableExecutor()
+    again = make_search(tmp_path / "until", executor=executor)
+    assert again.run(Limits(trials=60, until=bounds), again.log.read()) == "target met"
+    assert executor.scored == [] and plain(again.trials) == plain(search.trials)
+
+
+def test_a_target_that_a_constraint_forbids_does_not_end_it(tmp_path: Path) -> None:
+    problem = make_problem(LAYERS, objectives=("metric", "size"), max_size_ratio=0.0001)
+    search = make_search(tmp_path, problem=problem)
+    assert search.run(Limits(trials=12, until=Constraints(max_latency_ratio=0.9))) == "trials"
+
+
+@pytest.mark.parametrize("stopped_after", [3, 30])
+def test_it_stops_when_the_front_no_longer_widens(tmp_path: Path, stopped_after: int) -> None:
+    limits = Limits(trials=125, patience=40)
+    whole = make_search(tmp_path / "whole")
+    assert whole.run(limits) == "no gain"
+    count = len(whole.trials)
+    # By brute force over all batches: the first at which the last 40 trials gained less than a thousandth.
+    volumes = [0.0]
+    for end in range(8, count + 1, 8):
+        guide = Guide(whole.problem)
+        for trial in whole.trials[:end]:
+            guide.add(trial)
+        volumes.append(guide.volume())
+    still = [i >= 6 and 0 < volumes[i] <= volumes[i - 5] * 1.001 for i in range(len(volumes))]
+    assert count % 8 == 0 and still.index(True) == count // 8
+    # A resumed search ends there, too.
+    make_search(tmp_path / "cut").run(dataclasses.replace(limits, trials=stopped_after))
+    resumed = make_search(tmp_path / "cut")
+    assert resumed.run(limits, resumed.log.read()) == "no gain"
+    assert plain(resumed.trials) == plain(whole.trials)
+
+
+def test_nothing_feasible_is_no_reason_to_stop(tmp_path: Path) -> None:
+    problem = make_problem(LAYERS, objectives=("metric", "size"), max_size_ratio=0.0001)
+    search = make_search(tmp_path, problem=problem)
+    assert search.run(Limits(trials=60, patience=8)) == "trials"

@@ -104,11 +104,13 @@ def test_what_may_be_left_out(tmp_path: Path) -> None:
     assert job.data.inputs is None and job.data.target is None
     assert (job.space, job.objectives, job.seed) == ("default", ("metric", "latency", "size"), 0)
     assert (job.budget.trials, job.budget.time_s) == (100, None)
+    assert (job.budget.until, job.budget.patience) == (None, 200)
     assert job.data.search.rows == (0, None)
 
 
 def test_a_job_survives_its_dict_json_and_pickle(tmp_path: Path) -> None:
-    job = load_job(FULL, tmp_path)
+    job = load_job(FULL | {"budget": {"trials": 5, "until": {"max_size_ratio": 0.5}, "patience": 0}}, tmp_path)
+    assert job.budget.until is not None and job.budget.until.bounds == Constraints(max_size_ratio=0.5)
     values = json.loads(json.dumps(job.to_dict(), allow_nan=False))
     assert load_job(values, tmp_path) == job
     assert load_job(job.to_dict(), tmp_path).to_dict() == job.to_dict()
@@ -225,6 +227,10 @@ def test_no_durations(value: Any) -> None:
         ({"constraints__max_metric_drop": -1}, "constraints.max_metric_drop: must be greater than or equal to 0"),
         ({"constraints__max_size_ratio": 0}, "constraints.max_size_ratio: must be greater than 0"),
         ({"budget__trials": 1.5}, "budget.trials: must be a whole number"),
+        ({"budget__patience": -1}, "budget.patience: must be greater than or equal to 0"),
+        ({"budget__until": {}}, "budget.until: names no bound; give one or more of max_metric_drop, "),
+        ({"budget__until": {"max_size_ratio": 0}}, "budget.until.max_size_ratio: must be greater than 0"),
+        ({"budget__until": {"max_size": 0.1}}, "budget.until.max_size: unknown field; did you mean 'max_size_ratio'"),
         ({"budget__time": "soon"}, "budget.time: 'soon' is no time"),
         ({"seed": -1}, "seed: must be greater than or equal to 0"),
         ({"seed": 10**5000}, "seed: must be less than 4294967296"),

@@ -1,0 +1,72 @@
+"""When a search has seen enough: the front no longer widens, or a trial is all that was asked for."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from autoq.core.result import Trial
+from autoq.numerics.pareto import hypervolume, non_dominated
+from autoq.search.problem import Problem
+
+LEAST_GAIN = 1e-3
+"""A front whose hypervolume grew by less than this share has not grown: single bytes widen a front without end."""
+
+
+@dataclass(slots=True)
+class Guide:
+    """The front as proposals are guided by it (:meth:`autoq.search.problem.Problem.proposer_losses`).
+
+    Its latencies are the modelled ones, so that it is the same in every run of a job. ``trials`` and ``losses`` are its
+    complete feasible trials.
+    """
+
+    problem: Problem
+    trials: list[Trial] = field(default_factory=list)
+    losses: list[tuple[float, ...]] = field(default_factory=list)
+
+    def add(self, trial: Trial) -> None:
+        """Takes up a finished trial, which may have failed."""
+        if trial.failure is not None:
+            return
+        losses, excess = self.problem.proposer_losses(trial)
+        if excess > 0:
+            return
+        rows = [*self.losses, losses]
+        kept = non_dominated(rows)
+        self.trials = [each for each, keep in zip([*self.trials, trial], kept, strict=True) if keep]
+        self.losses = [each for each, keep in zip(rows, kept, strict=True) if keep]
+
+    def volume(self) -> float:
+        """The hypervolume up to :meth:`~autoq.search.problem.Problem.reference`; 0 where no point is worth anything."""
+        if not self.losses:
+            return 0.0
+        # In these losses peak memory is size once more, which would only make the volume dear to compute.
+        twice = {"size", "peak_memory"} <= set(self.problem.objectives)
+        columns = [i for i, name in enumerate(self.problem.objectives) if not (twice and name == "peak_memory")]
+        reference = np.array(self.problem.reference())
+        return hypervolume(np.array(self.losses)[:, columns], reference[columns])
+
+
+@dataclass(slots=True)
+class Patience:
+    """Tells when the last ``trials`` trials, taken together, have widened the front by less than :data:`LEAST_GAIN`.
+
+    0 trials is patience without end. A front that is worth nothing yet is waited for without end, too.
+    """
+
+    trials: int
+    _counts: list[int] = field(default_factory=list)
+    _volumes: list[float] = field(default_factory=list)
+
+    def spent(self, count: int, guide: Guide) -> bool:
+        """Whether to stop after ``count`` trials that led to ``guide``; to be asked after every batch."""
+        if not self.trials:
+            return False
+        volume = guide.volume()
+        self._counts.append(count)
+        self._volumes.append(volume)
+        before = bisect_right(self._counts, count - self.trials) - 1
+        return before >= 0 and 0 < volume <= self._volumes[before] * (1 + LEAST_GAIN)
