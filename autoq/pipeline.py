@@ -58,7 +58,7 @@ from autoq.search.polish_point import PolishWork
 from autoq.search.problem import Problem
 from autoq.search.proposer import Proposer, StudyRecord
 from autoq.search.seeds import knapsack_seeds, proxies
-from autoq.search.sensitivity import Sensitivity, cached, measure, noise_power, probes, sensitivity
+from autoq.search.sensitivity import Sensitivity, cached, measure, noise_power, probe_rows, probes, sensitivity
 from autoq.search.stopping import LEAST_GAIN
 from autoq.search.store import TrialLog, disk_error
 from autoq.spec.hardware import AUTO, Profile, fitting_profiles, load_profile
@@ -67,9 +67,6 @@ from autoq.spec.space import Space, load_space
 
 PREDICTED_SEEDS = 24
 """Seeds from the predicted front, at most; the rest of the budget is the sampler's."""
-
-PROBE_ROWS = 64
-"""Calibration rows that sensitivities are taken on."""
 
 RUNS = Path("runs")
 """Where runs go by default, and with them MLflow's database."""
@@ -563,16 +560,17 @@ def _prediction(setting: Setting, lowering: Lowering, events: Events) -> Sensiti
     if not found or setting.job.budget.trials <= len(setting.space.seeds):
         return None
     events.step(f"probing the sensitivity of {len(setting.candidates)} layers")
-    inputs = {name: array[:PROBE_ROWS] for name, array in setting.calibration.inputs.items()}
+    rows = probe_rows(found, setting.candidates)
+    inputs = {name: array[:rows] for name, array in setting.calibration.inputs.items()}
     noises = cached(
         default_cache_dir(),
         found,
-        setting.built_from,
+        [setting.built_from, rows],
         lambda missing, keep: measure(
             missing,
             lowering.build,
             inputs,
-            batch=PROBE_ROWS,
+            batch=rows,
             workers=os.cpu_count() or 1,
             judge=noise_power,
             keep=keep,

@@ -35,6 +35,12 @@ Outputs = Mapping[str, np.ndarray]
 MOST_PROBES = 800
 """Above this, one calibration stands for all of a layer: a very deep model is not probed for hours."""
 
+PROBE_ROWS = (16, 64)
+"""Calibration rows that probes run on: the fewest, which a large model gets, and the most."""
+
+PROBE_MACS = 3e12
+"""Multiply-accumulates that all probes of a model may take together, before there are fewer rows than the most."""
+
 VERSION = 2
 """Part of a cached table's address: raise it when lowering or the measure changes what a probe gives."""
 
@@ -85,6 +91,13 @@ def probes(candidates: Sequence[Candidates], canonical: Callable[[Policy], Polic
         policy = canonical(Policy.of(dict.fromkeys(names, FLOAT32) | {entry.layer.name: scheme}))
         found.append(dataclasses.replace(subject, layer=entry.layer.name, policy=policy))
     return found
+
+
+def probe_rows(found: Sequence[Probe], candidates: Sequence[Candidates]) -> int:
+    """On how many rows to take ``found``; of the model alone, so that every machine predicts the same."""
+    row = sum(entry.layer.macs for entry in candidates)
+    fewest, most = PROBE_ROWS
+    return int(np.clip(PROBE_MACS / max(row * len(found), 1), fewest, most))
 
 
 def scheme_probes(

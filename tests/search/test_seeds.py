@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from autoq.core.policy import Policy
 from autoq.core.scheme import FLOAT32, Scheme
 from autoq.search.candidates import Candidates
 from autoq.search.seeds import knapsack_seeds
-from autoq.search.sensitivity import Sensitivity, probes, sensitivity
+from autoq.search.sensitivity import Sensitivity, probe_rows, probes, sensitivity
 from autoq.spec.hardware import load_profile
 
 SCHEMES = tuple(Scheme.parse(text) for text in ("float32", "w8", "w4", "w8a8@minmax", "w4a8@minmax"))
@@ -128,3 +129,11 @@ def test_no_layer_to_choose_for_gives_no_probe() -> None:
     fixed = Candidates(layer=layer(0), schemes=(FLOAT32,))
     assert probes([fixed], lambda policy: policy) == []
     assert Policy.of({"l0": FLOAT32}).to_text() == {"l0": "float32"}
+
+
+@pytest.mark.parametrize(("macs", "rows"), [(0, 64), (10**6, 64), (25 * 10**9, 30), (10**15, 16)])
+def test_large_models_are_probed_on_fewer_rows(macs: int, rows: int) -> None:
+    """Four probes of 30 rows of 25e9 multiply-accumulates are the 3e12 that there may be."""
+    entry = Candidates(layer=dataclasses.replace(layer(0), macs=macs), schemes=(FLOAT32, *SCHEMES[1:3]))
+    found = probes([entry], lambda policy: policy)
+    assert probe_rows([*found, *found], [entry]) == rows
