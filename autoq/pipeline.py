@@ -245,7 +245,8 @@ def _search(
 
     def running_front(search: Search) -> Front:
         points = [_point(trial, folder) for trial in search.front]
-        return dataclasses.replace(_front(setting, baseline, search, points, started), form=form)
+        front = _front(setting, baseline, search, points, started)
+        return dataclasses.replace(front, form=form, why_empty=_why_empty(search, points))
 
     finished_now: deque[Trial] = deque()
 
@@ -316,9 +317,10 @@ def _search(
         _front(setting, checked.baseline, search, checked.points, started),
         dropped=checked.dropped,
         form=form,
+        why_empty=_why_empty(search, checked.points),
         final=True,
         stop_reason=stop_reason,
-        notes=(*_stop_notes(limits, search, stop_reason), *_notes(setting, search, checked.points), *polish_notes),
+        notes=(*_stop_notes(limits, search, stop_reason), *_notes(setting, search), *polish_notes),
     )
     write_front(front, folder.front)
     events.step("writing the report")
@@ -739,7 +741,15 @@ def _stop_notes(limits: Limits, search: Search, reason: StopReason) -> list[str]
     return []
 
 
-def _notes(setting: Setting, search: Search, points: Sequence[FrontPoint]) -> tuple[str, ...]:
+def _why_empty(search: Search, points: Sequence[FrontPoint]) -> str:
+    if points:
+        return ""
+    if search.front:
+        return "the final check took off all that the search had found"
+    return search.problem.nearest_miss(search.trials)
+
+
+def _notes(setting: Setting, search: Search) -> tuple[str, ...]:
     notes = list(setting.model.notes)
     complete = [trial for trial in search.trials if trial.failure is None and trial.latency is not None]
     modelled = [trial.latency_modelled for trial in complete if trial.latency_modelled is not None]
@@ -752,10 +762,6 @@ def _notes(setting: Setting, search: Search, points: Sequence[FrontPoint]) -> tu
         notes.append(
             f"the profile's latency model ranked the measured latencies with a Spearman correlation of {rank:.2f}"
         )
-    if not points and search.front:
-        notes.append("no point is left on the front: the final check took off all that the search had found")
-    elif not points:
-        notes.append(f"no point is left on the front: {search.problem.nearest_miss(search.trials)}")
     return tuple(notes)
 
 

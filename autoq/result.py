@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
     from autoq.core.layer_loss import LayerLosses
+    from autoq.core.objectives import Constraints
     from autoq.core.result import Front, FrontPoint, Trial
 
 
@@ -23,29 +26,42 @@ class SearchResult:
     path: Path
 
     def select(
-        self, how: str = "knee", *, max_drop: float | None = None, max_latency_ratio: float | None = None
+        self,
+        how: str | None = None,
+        *,
+        max_drop: float | None = None,
+        max_latency_ratio: float | None = None,
+        max_size_ratio: float | None = None,
+        max_memory_ratio: float | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> FrontPoint:
-        """The point called ``"knee"``, ``"best"``, ``"fastest"``, ``"smallest"`` or by its id, within the bounds.
+        """The point called ``"knee"`` (the default), ``"best"``, ``"fastest"``, ``"smallest"`` or by its id.
 
-        ``max_drop`` is in the metric's own unit, ``max_latency_ratio`` relative to float32 (0.5 = twice as fast).
-        Raises :class:`autoq.errors.RunError` when there is none.
+        It is chosen within the bounds: ``max_drop`` is in the metric's own unit, the others are relative to float32
+        (0.5 = half). ``weights`` (objective -> weight) choose instead of ``how``. See docs/choosing.md. Raises
+        :class:`autoq.errors.RunError` when there is none, with the nearest miss.
         """
         from autoq.record.choice import select
 
-        return select(self.front, how, max_drop=max_drop, max_latency_ratio=max_latency_ratio)
+        bounds = _bounds(max_drop, max_latency_ratio, max_size_ratio, max_memory_ratio)
+        return select(self.front, how, bounds=bounds, weights=weights)
 
     def export(
         self,
-        how: str = "knee",
+        how: str | None = None,
         out: str | Path = "export",
         *,
         max_drop: float | None = None,
         max_latency_ratio: float | None = None,
+        max_size_ratio: float | None = None,
+        max_memory_ratio: float | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> Path:
-        """Writes the chosen model, its manifest and ``infer.py`` into the folder ``out``, which is returned."""
-        from autoq.record.export import export_point
+        """Writes the model that :meth:`select` gives, its manifest and ``infer.py`` into ``out``, which is returned."""
+        from autoq.record.export import export_choice
 
-        export_point(self.path, how, Path(out), max_drop=max_drop, max_latency_ratio=max_latency_ratio)
+        bounds = _bounds(max_drop, max_latency_ratio, max_size_ratio, max_memory_ratio)
+        export_choice(self.path, Path(out), how, bounds=bounds, weights=weights)
         return Path(out)
 
     def to_frame(self) -> DataFrame:
@@ -75,6 +91,14 @@ class SearchResult:
 
         columns = ["metric", "drop", "speedup", "size_ratio", "weight_bits_mean", "policy"]
         return f"<p>{escape(self.summary())}</p>{self.to_frame()[columns].to_html(float_format='%.4g')}"
+
+
+def _bounds(drop: float | None, latency: float | None, size: float | None, memory: float | None) -> Constraints:
+    from autoq.core.objectives import Constraints
+
+    return Constraints(
+        max_metric_drop=drop, max_latency_ratio=latency, max_size_ratio=size, max_peak_memory_ratio=memory
+    )
 
 
 @dataclass(frozen=True, slots=True)

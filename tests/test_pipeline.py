@@ -256,7 +256,7 @@ def test_no_time_at_all_ends_with_an_empty_front_that_says_so(job: Path, uri: st
     result = autoq.search(changed(job, uri, budget={"trials": 5, "time": 0.001}), out=tmp_path / "run", ray="off")
     assert result.trials == () and result.front.points == ()
     assert result.front.stop_reason == "time"
-    assert "no point is left on the front: no trial was completed" in result.front.notes
+    assert result.front.why_empty == "no trial was completed"
     assert result.summary()
     assert read_front(tmp_path / "run" / "front.json").final
     with pytest.raises(AutoqError, match="the front of 'small' is empty"):
@@ -271,9 +271,8 @@ def test_bounds_that_nothing_keeps_name_the_nearest_miss(job: Path, uri: str, tm
     result = autoq.search(values, out=tmp_path / "run", ray="off")
     assert result.front.points == ()
     assert len(result.trials) == 4
-    (note,) = [note for note in result.front.notes if "no point is left" in note]
-    assert "max_size_ratio binds; the nearest miss is " in note
-    assert "is above max_size_ratio 0.01" in note
+    assert result.front.why_empty.startswith("max_size_ratio binds: no trial keeps max_size_ratio 0.01 (the nearest, ")
+    assert read_front(tmp_path / "run" / "front.json").why_empty == result.front.why_empty
     assert list((tmp_path / "run" / "models").iterdir()) == []
 
 

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +23,34 @@ from autoq import __version__
 from autoq.errors import AutoqError
 
 _PATH = click.Path(path_type=Path)
+
+_RATIO = click.FloatRange(min=0, min_open=True)
+_CHOICE = (
+    click.option(
+        "--select",
+        "how",
+        metavar="knee|best|fastest|smallest|ID",
+        help="Which point; by default the knee, the one nearest to the ideal point (each objective scaled to 0..1).",
+    ),
+    click.option(
+        "--weights",
+        metavar="OBJECTIVE=N,…",
+        help="Which point instead: the least weighted Chebyshev distance from the ideal point; metric=1,latency=2.",
+    ),
+    click.option(
+        "--max-drop", type=click.FloatRange(min=0), help="Largest metric drop, in the metric's unit (0.01 = 1 point)."
+    ),
+    click.option("--max-latency-ratio", type=_RATIO, help="Largest latency relative to float32."),
+    click.option("--max-size-ratio", type=_RATIO, help="Largest file relative to float32's."),
+    click.option("--max-memory-ratio", type=_RATIO, help="Largest peak memory relative to float32's."),
+)
+
+
+def _choosing(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that choose a point of a front."""
+    for option in reversed(_CHOICE):
+        command = option(command)
+    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -54,8 +82,9 @@ def cli() -> None:
 @click.option("--quiet", is_flag=True, help="No progress; errors, warnings and the result only.")
 def search(job: Path, out: Path | None, resume: bool, quiet: bool, **options: object) -> None:
     """Search the job file JOB; print the front."""
+    from autoq.cli.front_view import print_front
     from autoq.cli.progress import run_with_progress
-    from autoq.cli.views import print_front, print_next_steps
+    from autoq.cli.views import print_next_steps
 
     if resume and out is None:
         raise click.UsageError("--resume continues the search in a folder: say which with --out")
@@ -66,38 +95,38 @@ def search(job: Path, out: Path | None, resume: bool, quiet: bool, **options: ob
 
 @cli.command()
 @click.argument("run", type=_PATH)
-@click.option("--json", "as_json", is_flag=True, help="Print front.json.")
-def front(run: Path, as_json: bool) -> None:
-    """Show the front of the search in the folder RUN."""
-    from autoq.cli.views import print_front
+@_choosing
+@click.option("--json", "as_json", is_flag=True, help="Print front.json, with what was chosen.")
+def front(run: Path, as_json: bool, how: str | None, **options: Any) -> None:
+    """Show the front of the search in the folder RUN; with options, what would be chosen of it. Changes nothing."""
+    from autoq.cli.front_view import choice_json, print_front, refuse_empty, wish
+    from autoq.record.choice import choose
     from autoq.record.front import front_json, read_front
     from autoq.record.run_folder import RunFolder
 
     found = read_front(RunFolder(run).front)
+    asked = how is not None or any(value is not None for value in options.values())
+    choice = choose(found, how, **wish(options)) if asked else None
     if as_json:
-        click.echo(front_json(found), nl=False)
-    else:
-        print_front(found)
+        click.echo(choice_json(choice) if choice else front_json(found), nl=False)
+        return
+    print_front(found, choice)
+    refuse_empty(found)
 
 
 @cli.command()
 @click.argument("run", type=_PATH)
-@click.option(
-    "--select", "how", default="knee", show_default=True, metavar="knee|best|fastest|smallest|ID", help="Which point."
-)
-@click.option(
-    "--max-drop", type=click.FloatRange(min=0), help="Largest metric drop, in the metric's unit (0.01 = 1 point)."
-)
-@click.option(
-    "--max-latency-ratio", type=click.FloatRange(min=0, min_open=True), help="Largest latency relative to float32."
-)
+@_choosing
 @click.option("--out", type=_PATH, required=True, help="Folder to write.")
-def export(run: Path, how: str, max_drop: float | None, max_latency_ratio: float | None, out: Path) -> None:
+def export(run: Path, how: str | None, out: Path, **options: Any) -> None:
     """Export a point of the front in RUN: the model, its manifest, and a script that runs it."""
-    from autoq.record.export import export_point
+    from autoq.cli.front_view import wish
+    from autoq.record.choice_summary import choice_text
+    from autoq.record.export import export_choice
 
-    point = export_point(run, how, out, max_drop=max_drop, max_latency_ratio=max_latency_ratio)
-    click.echo(f"{point.id} -> {out}/model.onnx ({point.size_bytes:,} bytes), manifest.json, infer.py")
+    choice = export_choice(run, out, how, **wish(options))
+    click.echo(choice_text(choice))
+    click.echo(f"{choice.point.id} -> {out}/model.onnx ({choice.point.size_bytes:,} bytes), manifest.json, infer.py")
     click.echo(f"Prove it with: autoq verify {out}")
 
 

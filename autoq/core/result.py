@@ -92,12 +92,15 @@ class MetricPair:
 
     ``final_ci95`` is the bootstrap interval over rows (groups of rows where the job says so);
     ``drop_ci95`` that of float32's metric minus this one's on the same rows, as a loss (positive is worse).
+    ``gap_se`` has, for each point before this one on the front, its id and the standard error of the difference of
+    the two final metrics, by the same bootstrap: paired, so far smaller than the intervals of the two suggest.
     """
 
     search: float
     final: float | None = None
     final_ci95: tuple[float, float] | None = None
     drop_ci95: tuple[float, float] | None = None
+    gap_se: tuple[tuple[str, float], ...] = ()
 
 
 PolishKind = Literal["sequential"]
@@ -167,6 +170,7 @@ class Front:
     ``metric_direction`` is ``"maximize"`` or ``"minimize"``; ``stop_reason`` (:data:`StopReason`) is why the search
     ended, empty where it has not. ``form`` is
     what of the gain comes from the form of the graph, ``None`` where the points have the form of the model.
+    ``why_empty`` says, where there are no points, which constraint binds and what comes nearest to keeping it.
     """
 
     name: str
@@ -183,3 +187,4 @@ class Front:
     stop_reason: str = ""
     notes: tuple[str, ...] = ()
     form: FormGain | None = None
+    why_empty: str = ""

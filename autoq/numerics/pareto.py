@@ -62,24 +62,6 @@ def _volume(points: Losses, bound: Losses) -> float:
     return float(sum(slices))
 
 
-def knee(losses: npt.ArrayLike) -> int:
-    """Row of the front ``losses`` ``[n, d]`` nearest to the ideal point.
-
-    Each objective is scaled to [0, 1] over the rows given; the ideal point has every objective at its smallest; the
-    distance is Euclidean. Objectives in which all rows agree are ignored; of equally near rows the first is taken.
-    Give it a front: dominated rows would stretch the scale. Raises ``ValueError`` on no rows or a number not finite.
-    """
-    points = _checked(losses)
-    if len(points) == 0:
-        raise ValueError("an empty front has no knee")
-    if not np.isfinite(points).all():
-        raise ValueError("the losses of a front must be finite")
-    spans = np.ptp(points, axis=0)
-    used = spans > 0
-    scaled = (points[:, used] - points[:, used].min(axis=0)) / spans[used]
-    return int((scaled**2).sum(axis=1).argmin())
-
-
 def _checked(losses: npt.ArrayLike) -> Losses:
     points = np.asarray(losses, np.float64) + 0.0  # turns -0 into 0: they are one value
     if points.ndim != 2 or points.shape[1] == 0:

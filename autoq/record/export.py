@@ -8,9 +8,10 @@ from pathlib import Path
 import onnx
 
 from autoq.core.identity import sha256_hex
+from autoq.core.objectives import Constraints
 from autoq.core.result import FrontPoint
 from autoq.errors import RunError
-from autoq.record.choice import select
+from autoq.record.choice import Choice, Weights, choose
 from autoq.record.files import write_atomically
 from autoq.record.front import read_front
 from autoq.record.health import HEALTH_FILE, point_health
@@ -31,21 +32,24 @@ for output, value in zip(session.get_outputs(), session.run(None, feeds)):
 
 
 def export_point(
-    run: Path,
-    how: str,
-    out: Path,
-    *,
-    max_drop: float | None = None,
-    max_latency_ratio: float | None = None,
+    run: Path, how: str | None, out: Path, *, bounds: Constraints | None = None, weights: Weights | None = None
 ) -> FrontPoint:
-    """Exports the point of ``run``'s front that ``how`` names (see :func:`autoq.record.choice.select`) into ``out``.
+    """Exports the point that :func:`export_choice` chooses."""
+    return export_choice(run, out, how, bounds=bounds, weights=weights).point
+
+
+def export_choice(
+    run: Path, out: Path, how: str | None = None, *, bounds: Constraints | None = None, weights: Weights | None = None
+) -> Choice:
+    """Exports the point of ``run``'s front that is chosen (:func:`autoq.record.choice.choose`) into ``out``.
 
     The model is the very file that was scored. Raises :class:`RunError` when the run has no such point, its file is
     missing or changed, or ``out`` holds something else or cannot be written.
     """
     folder = RunFolder(run)
     front = read_front(folder.front)
-    point = select(front, how, max_drop=max_drop, max_latency_ratio=max_latency_ratio)
+    choice = choose(front, how, bounds=bounds, weights=weights)
+    point = choice.point
     source = run / point.model_path
     try:
         model = source.read_bytes()
@@ -68,7 +72,7 @@ def export_point(
         write_atomically(out / HEALTH_FILE, health)
     else:
         (out / HEALTH_FILE).unlink(missing_ok=True)  # of a point that was exported here before
-    return point
+    return choice
 
 
 def infer_script(model: bytes) -> str:

@@ -5,15 +5,17 @@ Version 1::
     {"version": 1, "name": str, "objectives": [str], "metric": {"name": str, "direction": "maximize" | "minimize"},
      "final": bool, "stop_reason": str, "notes": [str], "trials": {"complete": int, "failed": int}, "wall_s": float,
      "baseline": POINT, "points": [POINT], "dropped": [{"point": POINT, "why": str}],
-     "form": {"names": [str], "latency": LATENCY}}
-    POINT = {"id": str, "policy": {layer: scheme}, "metric": {"search", "final", "final_ci95", "drop_ci95"},
+     "form": {"names": [str], "latency": LATENCY}, "why_empty": str}
+    POINT = {"id": str, "policy": {layer: scheme},
+             "metric": {"search", "final", "final_ci95", "drop_ci95", "gap_se": {id: float}},
              "latency": LATENCY | null,
              "size_bytes", "peak_memory_bytes", "weight_bits_mean", "model_path", "sha256", "origin",
              "polish": {"kind", "measure", "held_out": [before, after], "layers", "seconds", "before": POINT}}
     LATENCY = {"median_ms", "ratio_to_float32", "ratio_ci95", "batch", "threads"}
 
-``form`` is there where the points have another form than the model, ``polish`` where a point was polished. Raw timing
-samples are left out. A reader ignores fields it does not know, and refuses a newer version.
+``form`` is there where the points have another form than the model, ``polish`` where a point was polished, ``gap_se``
+(:class:`autoq.core.result.MetricPair`) from the second point of a final front on, ``why_empty`` where there are no
+points. Raw timing samples are left out. A reader ignores fields it does not know, and refuses a newer version.
 """
 
 from __future__ import annotations
@@ -54,6 +56,7 @@ def front_json(front: Front) -> str:
         "points": [_point_document(point) for point in front.points],
         "dropped": [{"point": _point_document(dropped.point), "why": dropped.why} for dropped in front.dropped],
         **({} if front.form is None else {"form": _form_document(front.form)}),
+        **({"why_empty": front.why_empty} if front.why_empty else {}),
     }
     try:
         return json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
@@ -107,6 +110,7 @@ def _read_version_1(root: Node) -> Front:
         stop_reason=root.get("stop_reason").text(),
         notes=tuple(item.text() for item in root.get("notes").items()),
         form=_read_form(root),
+        why_empty=root.get("why_empty").text() if "why_empty" in root.value else "",
     )
 
 
@@ -129,6 +133,7 @@ def _point_document(point: FrontPoint) -> dict[str, Any]:
             "final": metric.final,
             "final_ci95": _pair(metric.final_ci95),
             "drop_ci95": _pair(metric.drop_ci95),
+            **({"gap_se": dict(metric.gap_se)} if metric.gap_se else {}),
         },
         "latency": None if latency is None else _latency_document(latency),
         "size_bytes": point.size_bytes,
@@ -186,6 +191,7 @@ def _read_point(node: Node, objectives: tuple[str, ...]) -> FrontPoint:
             final=metric.get("final").number_or_none(),
             final_ci95=metric.get("final_ci95").pair_or_none(),
             drop_ci95=metric.get("drop_ci95").pair_or_none(),
+            gap_se=_read_gaps(metric),
         ),
         latency=None if latency_node.is_null else _read_latency(latency_node),
         size_bytes=node.get("size_bytes").integer(),
@@ -196,6 +202,12 @@ def _read_point(node: Node, objectives: tuple[str, ...]) -> FrontPoint:
         origin=node.get("origin").text(),
         polish=_read_polish(node, objectives),
     )
+
+
+def _read_gaps(metric: Node) -> tuple[tuple[str, float], ...]:
+    if "gap_se" not in dict(metric.fields()):
+        return ()
+    return tuple((key, error.number()) for key, error in metric.get("gap_se").fields())
 
 
 def _read_polish(point: Node, objectives: tuple[str, ...]) -> Polish | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from autoq.core.objectives import metric_drop
 from autoq.core.result import Front, FrontPoint, Trial
-from autoq.record.choice import drop_of, uses_final
+from autoq.record.figures import drop_of, uses_final
 from autoq.record.summary import front_marks, metric_unit, policy_summary
 
 BASELINE_COLOUR = "#222222"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autoq.core.result import Front, Latency
-from autoq.record.choice import metric_of, uses_final
+from autoq.record.figures import metric_of, uses_final
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

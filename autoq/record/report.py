@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from autoq.core.result import Front, Trial
-from autoq.record.choice import uses_final
+from autoq.record.figures import uses_final
 from autoq.record.health import Health, health_html
 from autoq.record.interactive import front_div, plotting_script
 from autoq.record.plot_data import BITS_COLOURS

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from autoq.core.policy import Policy
 from autoq.core.result import FormGain, Front, FrontPoint
-from autoq.record.choice import drop_of, knee_point, metric_of, select, uses_final
+from autoq.record.choice import select
+from autoq.record.figures import drop_of, metric_of, uses_final
+from autoq.record.noise import nothing_ranked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +48,7 @@ def front_marks(front: Front) -> dict[str, tuple[str, ...]]:
     """Point id -> which of knee, best, fastest and smallest it is. Speed only where every point was timed."""
     if not front.points:
         return {}
-    chosen = {"knee": knee_point(front).id, "best": select(front, "best").id}
+    chosen = {"knee": select(front, "knee").id, "best": select(front, "best").id}
     if all(point.latency for point in front.points):
         chosen["fastest"] = select(front, "fastest").id
     chosen["smallest"] = select(front, "smallest").id
@@ -69,7 +71,8 @@ def describe_gain(front: Front) -> str:
     baseline = front.baseline
     points = [point for point in front.points if point.policy != baseline.policy]
     if not points:
-        return "Nothing was gained: no quantized model is on the front."
+        why = f" {front.why_empty[0].upper()}{front.why_empty[1:]}." if front.why_empty else ""
+        return f"Nothing was gained: no quantized model is on the front.{why}"
     marks = {key: [m for m in names if m != "best"] for key, names in front_marks(front).items()}
     timed = [point.latency for point in points if point.latency]
     faster = [latency for latency in timed if latency.ratio_ci95[1] < 1]
@@ -92,6 +95,11 @@ def describe_gain(front: Front) -> str:
             if names:
                 title = " and ".join(names)
                 sentences.append(f"{title[0].upper()}{title[1:]} ({point.id}): {_gain(front, point)}.")
+    if nothing_ranked(front):
+        sentences.append(
+            f"The final split tells no two of these {len(front.points)} points apart in {front.metric_name} (95 %): "
+            "only what they cost ranks them; give it more rows."
+        )
     if front.form is not None:
         sentences.append(form_text(front.form))
     return " ".join(sentences)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from autoq.core.result import Front, FrontPoint, Trial
 from autoq.errors import TrackingError
-from autoq.record.choice import drop_of
+from autoq.record.figures import drop_of
 from autoq.record.front_files import collect_front_files, flat_table
 from autoq.record.summary import policy_summary
 from autoq.record.tracking_fields import (

@@ -116,7 +116,9 @@ def check_front(
         points[where] = _with_polish(
             points[where], own, metric_pair(own.record.metric, i), latencies[i - 1], own.path.relative_to(run_folder)
         )
-    return _sorted_out(checked_baseline, points, problem)
+    rows = dict(zip([*(trial.id for trial in front), *polished], samples[1:], strict=True))  # the polished one's last
+    checked = _sorted_out(checked_baseline, points, problem)
+    return dataclasses.replace(checked, points=_with_gaps(checked.points, rows))
 
 
 def _with_polish(
@@ -139,6 +141,22 @@ def _with_polish(
             seconds=record.seconds,
             before=before,
         ),
+    )
+
+
+def _with_gaps(points: Sequence[FrontPoint], samples: Mapping[str, np.ndarray]) -> tuple[FrontPoint, ...]:
+    """``points`` with the standard errors of their metrics' differences, from the bootstrap's ``samples`` by id."""
+    return tuple(
+        dataclasses.replace(
+            point,
+            metric=dataclasses.replace(
+                point.metric,
+                gap_se=tuple(
+                    (before.id, float(np.std(samples[point.id] - samples[before.id]))) for before in points[:i]
+                ),
+            ),
+        )
+        for i, point in enumerate(points)
     )
 
 

@@ -12,11 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from autoq.core.objectives import losses, metric_drop, trial_values
 from autoq.core.result import Failure, PolishKind, Trial
-from autoq.numerics.pareto import knee
+from autoq.numerics.compromise import knee
 from autoq.search.executor import Executor
 from autoq.search.polish_log import PolishLog, PolishRecord, polish_key
 from autoq.search.polish_point import PolishItem, PolishResult, PolishWork, polish_point
@@ -88,7 +86,7 @@ def most_promising_first(front: Sequence[Trial], problem: Problem) -> list[Trial
     if not front:
         return []
     rows = [losses(trial_values(trial), problem.objectives, problem.direction) for trial in front]
-    first = front[knee(np.asarray(rows))]
+    first = front[knee(rows)]
     base = problem.baseline.metric
 
     def drop(trial: Trial) -> float:

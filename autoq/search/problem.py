@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from autoq.core.near_miss import near_misses
 from autoq.core.objectives import (
     Constraints,
     Direction,
@@ -148,25 +149,24 @@ class Problem:
         return [trial for _, trial in sorted(front, key=lambda pair: pair[0])]
 
     def nearest_miss(self, trials: Sequence[Trial]) -> str:
-        """Why no trial is feasible: which constraint binds, and the trial that comes nearest."""
+        """Why no trial is feasible: which constraint binds, the trial that comes nearest, and by how much it misses."""
         complete = [trial for trial in trials if trial.failure is None]
         if not complete:
             return "no trial was completed"
         excesses = [
-            {
-                name: float("inf") if excess is None else excess
-                for name, excess in constraint_excesses(
-                    trial_values(trial), self.constraints, self.baseline, self.direction
-                ).items()
-            }
+            constraint_excesses(trial_values(trial), self.constraints, self.baseline, self.direction)
             for trial in complete
         ]
-        if any(all(value <= 0 for value in entry.values()) for entry in excesses):
+        misses = near_misses(excesses)
+        if not misses:
             return "every feasible trial is dominated by float32 itself: nothing was gained"
-        binding = max(excesses[0], key=lambda name: min(entry[name] for entry in excesses))
-        nearest = min(range(len(complete)), key=lambda i: max(excesses[i].values()))
-        broken = "; ".join(self.violations(complete[nearest]))
-        return f"{binding} binds; the nearest miss is {complete[nearest].id} ({complete[nearest].origin}): {broken}"
+        texts = []
+        for miss in misses:
+            nearest = None if miss.nearest is None else complete[miss.nearest]
+            who = f"the nearest, {nearest.id} ({nearest.origin})," if nearest else ""
+            texts.append(miss.text(miss.bound, getattr(self.constraints, miss.bound), who))
+        names = [miss.bound for miss in misses]
+        return f"{' and '.join(names)} bind{'s' if len(names) == 1 else ''}: no trial keeps {' and '.join(texts)}"
 
 
 def _nearest(wanted: Scheme, schemes: Sequence[Scheme]) -> Scheme:

@@ -6,13 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from autoq.record.front import read_front
+from autoq.record.choice import select
+from autoq.record.figures import drop_of
+from autoq.record.front import read_front, write_front
 from tests.cli.calls import Done, assert_one_message, call
 from tests.small_job import LAYERS, autoq, environment, shared_run
 
@@ -66,6 +69,70 @@ def test_front_as_json_is_the_file(shared: Path, capsys: pytest.CaptureFixture[s
     assert {"id", "policy", "metric", "latency", "size_bytes", "peak_memory_bytes", "weight_bits_mean", "model_path",
             "sha256"} <= document["points"][0].keys()  # fmt: skip
     assert set(document["points"][0]["policy"]) == set(LAYERS)
+
+
+def test_what_if_is_answered_from_the_front_alone_and_changes_nothing(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "front.json").write_bytes((shared / "run" / "front.json").read_bytes())
+    front = read_front(tmp_path / "front.json")
+    best = select(front, "best")
+    drop = drop_of(front, best)
+    done = call(capsys, "front", tmp_path, "--select", "best", "--max-drop", f"{drop + 1e-6}")
+    assert_good(done)
+    assert f"1 of {len(front.points)} points" in done.out
+    assert f"Chosen: {best.id}, the best accuracy, of 1 point that keeps the bounds" in done.out
+    done = call(capsys, "front", tmp_path, "--weights", "size=1", "--max-size-ratio", "0.9", "--max-memory-ratio", "50")
+    assert_good(done)
+    assert "Chosen: " in done.out and "peak memory" in done.out
+    done = call(capsys, "front", tmp_path, "--weights", "size=1,metric=0", "--json")
+    assert_good(done)
+    document = json.loads(done.out)
+    assert document["chosen"]["id"] == select(front, weights={"size": 1}).id
+    assert [point["id"] for point in document["points"]] == [point.id for point in front.points]
+    assert [path.name for path in tmp_path.iterdir()] == ["front.json"]
+    assert (tmp_path / "front.json").read_bytes() == (shared / "run" / "front.json").read_bytes()
+
+
+@pytest.mark.parametrize("command", ["front", "export"])
+def test_what_no_point_keeps_is_one_message_with_the_nearest_miss(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    out = ["--out", str(tmp_path / "x")] if command == "export" else []
+    done = call(capsys, command, shared / "run", "--max-size-ratio", "0.01", *out)
+    smallest = min(read_front(shared / "run" / "front.json").points, key=lambda point: point.size_bytes)
+    assert_one_message(done, rf"--max-size-ratio 0\.01 \(the nearest, {smallest.id}, has the size ratio .* too much\)")
+    for arguments, message in [
+        (["--weights", "metric=0"], "all weights are 0: give at least one of metric, size"),
+        (["--weights", "speed=1"], "'speed' is no objective of this front"),
+        (["--weights", "metric"], "'metric' is no weight; write objective=number"),
+        (["--weights", "metric=1", "--select", "best"], "leave out either them or 'best'"),
+    ]:
+        assert_one_message(call(capsys, command, shared / "run", *arguments, *out), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_front_says_what_binds(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    why = "max_size_ratio binds: no trial keeps max_size_ratio 0.01 (the nearest, ab, has the size ratio 0.1)"
+    front = replace(read_front(shared / "run" / "front.json"), points=(), why_empty=why)
+    write_front(front, tmp_path / "front.json")
+    done = call(capsys, "front", tmp_path)
+    assert done.code == 2 and "float32" in done.out
+    assert "max_size_ratio binds" in done.err and done.err.count("autoq: ") == 1
+    for more in (["front", tmp_path, "--max-drop", "1"], ["export", tmp_path, "--out", tmp_path / "x"]):
+        assert_one_message(call(capsys, *more), "the front of 'small' is empty: .*max_size_ratio binds")
+    assert call(capsys, "front", tmp_path, "--json").code == 0
+
+
+def test_front_loads_no_heavy_library(shared: Path) -> None:
+    """Not even NumPy: it answers in the time that Python and click take to start."""
+    heavy = ("numpy", "onnx", "onnxruntime", "pydantic", "yaml", "sklearn", "optuna", "mlflow", "matplotlib")
+    code = (
+        f"import sys; from autoq.cli import main; main(['front', {str(shared / 'run')!r}, '--max-drop', '1']); "
+        f"print('LOADED', [name for name in {heavy!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
+    assert done.stdout.endswith("LOADED []\n"), done.stdout[-300:]
 
 
 def test_export_then_verify(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from autoq.numerics.pareto import hypervolume, knee, non_dominated
+from autoq.numerics.pareto import hypervolume, non_dominated
 
 # Few distinct values: ties and duplicates are common.
 POINTS = hnp.arrays(np.int64, st.tuples(st.integers(0, 8), st.integers(1, 4)), elements=st.integers(0, 4))
@@ -58,23 +58,6 @@ def test_hypervolume_by_hand():
     assert hypervolume([[0.5, 2.0], [np.inf, 0.0]], [1.0, 1.0]) == 0.0
 
 
-def test_knee_by_hand():
-    # Scaled: (0, 1), (0.2, 0.3), (1, 0).
-    assert knee([[10.0, 200.0], [12.0, 130.0], [20.0, 100.0]]) == 1
-    # The third objective says nothing, whatever its size.
-    assert knee([[10.0, 200.0, 7.0], [12.0, 130.0, 7.0], [20.0, 100.0, 7.0]]) == 1
-    assert knee([[1.0, 5.0], [1.0, 4.0]]) == 1
-    assert knee([[3.0, 3.0]]) == 0
-    assert knee([[0.0, 1.0], [1.0, 0.0]]) == 0
-
-
-@given(st.integers(0, 1000), st.integers(1, 4))
-def test_knee_does_not_depend_on_units(seed, objectives):
-    rng = np.random.default_rng(seed)
-    points = rng.random((9, objectives))
-    assert knee(points) == knee(points * 2.0 ** np.arange(3, 3 + objectives))
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -82,8 +65,6 @@ def test_knee_does_not_depend_on_units(seed, objectives):
         (lambda: non_dominated([1.0, 2.0]), "shape"),
         (lambda: hypervolume([[1.0]], [1.0, 2.0]), "reference"),
         (lambda: hypervolume([[-np.inf]], [1.0]), "infinite"),
-        (lambda: knee(np.zeros((0, 2))), "empty"),
-        (lambda: knee([[np.inf, 1.0]]), "finite"),
     ],
 )
 def test_bad_losses_are_refused(call, message):

@@ -9,14 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoq.core.objectives import Constraints
 from autoq.core.policy import Policy
 from autoq.core.result import DroppedPoint, Front, FrontPoint, Latency, MetricPair
 from autoq.core.scheme import FLOAT32
 from autoq.errors import JobError, RunError
-from autoq.record.choice import drop_of, knee_point, metric_of, select, uses_final
+from autoq.record.choice import choose, parse_weights, select
+from autoq.record.figures import drop_of, metric_of, uses_final
 
 MakePoint = Callable[..., FrontPoint]
 MakeFront = Callable[..., Front]
+
+
+def within(drop: float | None = None, ratio: float | None = None, size: float | None = None) -> Constraints:
+    return Constraints(max_metric_drop=drop, max_latency_ratio=ratio, max_size_ratio=size)
 
 
 @pytest.fixture
@@ -40,7 +46,6 @@ def test_a_rule_or_an_id_names_a_point(four: Front, how: str, key: str) -> None:
 def test_the_knee_is_nearest_the_utopia_point(four: Front) -> None:
     # Normalised losses (metric, ratio, size): aa11 (0, 1, 1), aa22 (.18, .2, .29), bb33 (.55, 0, .21), cc44 (1, .4, 0).
     assert select(four, "knee").id == "aa22"
-    assert knee_point(four).id == "aa22"
 
 
 def test_a_beaten_point_is_no_knee_and_does_not_stretch_the_scale(four: Front, make_point: MakePoint) -> None:
@@ -71,35 +76,36 @@ def test_best_and_drop_follow_the_direction(four: Front, direction: str) -> None
 
 
 def test_bounds_are_kept_before_the_rule_chooses(four: Front) -> None:
-    assert select(four, "smallest", max_drop=0.05).id == "bb33"
-    assert select(four, "smallest", max_drop=0.02).id == "aa22"
-    assert select(four, "best", max_latency_ratio=0.5).id == "aa22"
-    assert select(four, "fastest", max_drop=0.0).id == "aa11"
-    assert select(four, "knee", max_drop=0.005, max_latency_ratio=0.95).id == "aa11"
+    assert select(four, "smallest", bounds=within(0.05)).id == "bb33"
+    assert select(four, "smallest", bounds=within(0.02)).id == "aa22"
+    assert select(four, "best", bounds=within(ratio=0.5)).id == "aa22"
+    assert select(four, "fastest", bounds=within(0.0)).id == "aa11"
+    assert select(four, "knee", bounds=within(0.005, 0.95)).id == "aa11"
 
 
 def test_the_binding_bound_is_named_with_the_nearest_miss(four: Front) -> None:
     with pytest.raises(
-        RunError, match=r"no point .* --max-latency-ratio 0\.3 \(the nearest, bb33, has the ratio 0\.4\)"
+        RunError,
+        match=r"no point .* --max-latency-ratio 0\.3 \(the nearest, bb33, has the latency ratio 0\.4, 0\.1 too",
     ):
-        select(four, "best", max_drop=0.5, max_latency_ratio=0.3)
+        select(four, "best", bounds=within(0.5, 0.3))
     with pytest.raises(RunError, match="loosen a bound") as caught:
-        select(four, "best", max_latency_ratio=0.3, max_drop=0.5)
+        select(four, "best", bounds=within(0.5, 0.3))
     assert "--max-drop" not in str(caught.value)
 
 
 def test_bounds_that_only_bind_together_are_both_named(four: Front) -> None:
     # aa11 keeps the drop, bb33 the ratio, and no point both.
     with pytest.raises(RunError) as caught:
-        select(four, "best", max_drop=0.005, max_latency_ratio=0.45)
+        select(four, "best", bounds=within(0.005, 0.45))
     text = str(caught.value)
-    assert "--max-drop 0.005 (the nearest, bb33, loses 0.05)" in text
-    assert "--max-latency-ratio 0.45 (the nearest, aa11, has the ratio 0.9)" in text
+    assert "--max-drop 0.005 (the nearest, bb33, loses 0.05, 0.045 too much)" in text
+    assert "--max-latency-ratio 0.45 (the nearest, aa11, has the latency ratio 0.9, 0.45 too much)" in text
 
 
 def test_a_point_named_by_id_must_keep_the_bounds_too(four: Front) -> None:
-    with pytest.raises(RunError, match=r"the point cc44 breaks --max-drop 0\.02 \(it loses 0\.1\)"):
-        select(four, "cc44", max_drop=0.02)
+    with pytest.raises(RunError, match=r"the point cc44 breaks --max-drop 0\.02 \(it loses 0\.1, 0\.08 too much\)"):
+        select(four, "cc44", bounds=within(0.02))
 
 
 def test_an_id_that_names_no_point_or_several_lists_the_ids(four: Front, make_point: MakePoint) -> None:
@@ -134,12 +140,12 @@ def test_speed_is_not_guessed_where_it_was_not_measured(make_front: MakeFront, m
     with pytest.raises(RunError, match="latency was not measured"):
         select(front, "fastest")
     with pytest.raises(RunError, match=r"--max-latency-ratio 0\.5 \(it was not measured\)"):
-        select(front, "best", max_latency_ratio=0.5)
+        select(front, "best", bounds=within(ratio=0.5))
 
 
 def test_bounds_that_are_no_bounds_are_refused(four: Front) -> None:
     with pytest.raises(JobError, match="max_metric_drop is -1"):
-        select(four, "best", max_drop=-1.0)
+        select(four, "best", bounds=within(-1.0))
 
 
 def test_final_metrics_are_compared_only_among_themselves(make_front: MakeFront, make_point: MakePoint) -> None:
@@ -180,13 +186,13 @@ def test_select_agrees_with_brute_force(
         for index, row in enumerate(rows)
         if (max_drop is None or 12 - row[0] <= max_drop) and (max_ratio is None or row[1] <= max_ratio)
     ]
-    bounds = {"max_drop": max_drop, "max_latency_ratio": max_ratio}
+    bounds = within(max_drop, max_ratio)
     for how in ("best", "fastest", "smallest", "knee"):
         if not kept:
             with pytest.raises(RunError, match="keeps"):
-                select(front, how, **bounds)
+                select(front, how, bounds=bounds)
             continue
-        chosen = select(front, how, **bounds)
+        chosen = select(front, how, bounds=bounds)
         assert int(chosen.id[1:]) in [index for index, _ in kept]
         metric, ratio, size = rows[int(chosen.id[1:])]
         if how == "best":
@@ -195,3 +201,101 @@ def test_select_agrees_with_brute_force(
             assert (ratio, -metric) == min((row[1], -row[0]) for _, row in kept)
         elif how == "smallest":
             assert (size, -metric) == min((row[2], -row[0]) for _, row in kept)
+
+
+# By weights ----------------------------------------------------------------------------------------------------------
+
+
+def test_weights_choose_and_their_proportions_alone_matter(four: Front) -> None:
+    # Normalised losses (metric, ratio, size): aa11 (0, 1, 1), aa22 (.18, .2, .29), bb33 (.55, 0, .21), cc44 (1, .4, 0).
+    assert select(four, weights={"metric": 1, "latency": 1, "size": 1}).id == "aa22"
+    assert select(four, weights={"metric": 10, "latency": 1, "size": 1}).id == "aa11"
+    assert select(four, weights={"metric": 1, "latency": 9}).id == "bb33"
+    assert select(four, weights={"size": 0.2, "metric": 0}).id == "cc44"
+    for scale in (0.01, 7):  # size alone: .29 * 3 against .21 * 3
+        assert select(four, weights={"metric": scale, "latency": 2 * scale, "size": 3 * scale}).id == "bb33"
+    choice = choose(four, weights={"metric": 1, "size": 2})
+    assert "(metric 1, latency 0, size 2)" in choice.rule
+
+
+def test_weights_are_of_the_points_that_keep_the_bounds(four: Front) -> None:
+    assert select(four, weights={"latency": 1}, bounds=within(drop=0.02)).id == "aa22"
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"speed": 1}, r"'speed' is no objective of this front .* it has metric, latency, size"),
+        ({"peak_memory": 1}, "'peak_memory' is no objective of this front"),
+        ({"metric": -1}, r"the weight of 'metric' is -1; it must be a finite number, 0 or more"),
+        ({"metric": float("inf")}, "the weight of 'metric' is inf"),
+        ({"metric": 0, "size": 0}, "all weights are 0"),
+        ({}, "all weights are 0"),
+    ],
+)
+def test_weights_that_are_none(four: Front, weights: dict[str, float], message: str) -> None:
+    with pytest.raises(RunError, match=message):
+        select(four, weights=weights)
+
+
+def test_weights_and_a_rule_are_not_both_taken(four: Front) -> None:
+    with pytest.raises(RunError, match="leave out either them or 'knee'"):
+        select(four, "knee", weights={"metric": 1})
+
+
+def test_weights_as_text() -> None:
+    assert parse_weights("metric=1, latency = 2,size=0.5") == {"metric": 1.0, "latency": 2.0, "size": 0.5}
+    for text, message in [
+        ("metric", "'metric' is no weight; write objective=number"),
+        ("metric=", "is no weight"),
+        ("metric=much", "'metric=much' is no weight"),
+        ("=1", "is no weight"),
+        ("", "is no weight"),
+        ("metric=1,", "is no weight"),
+        ("metric=1,metric=2", "'metric' has two weights"),
+    ]:
+        with pytest.raises(RunError, match=message):
+            parse_weights(text)
+
+
+# What cannot be told apart -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def noisy(make_front: MakeFront, make_point: MakePoint) -> Front:
+    """Metrics .900, .896, .880 (standard error .005 each); the second is smaller and as fast, the third far smaller."""
+
+    def point(key: str, metric: float, ratio: float, size: int, *before: str) -> FrontPoint:
+        made = make_point(key, final=metric, ratio=ratio, size=size)
+        return replace(made, metric=replace(made.metric, gap_se=tuple((other, 0.005) for other in before)))
+
+    return make_front(
+        point("aa", 0.900, 0.500, 400),
+        point("bb", 0.896, 0.505, 300, "aa"),
+        point("cc", 0.880, 0.500, 100, "aa", "bb"),
+        baseline=make_point("base", final=0.9, size=1000),
+        final=True,
+    )
+
+
+def test_within_one_standard_error_the_cheaper_is_taken(noisy: Front) -> None:
+    choice = choose(noisy, "best")
+    assert choice.point.id == "bb" and choice.passed_over is noisy.points[0]
+    # Unless it is named, or dearer in something that was shown.
+    assert select(noisy, "aa").id == "aa"
+    latency = replace(noisy.points[1].latency, ratio_to_float32=0.6, ratio_ci95=(0.59, 0.61))  # type: ignore[type-var]
+    slow = replace(noisy.points[1], latency=latency)
+    assert select(replace(noisy, points=(noisy.points[0], slow, noisy.points[2])), "best").id == "aa"
+
+
+def test_the_fastest_is_of_those_that_cannot_be_told_from_it(noisy: Front) -> None:
+    # All three are as fast: the best of them, and again the cheaper of two that are alike.
+    assert select(noisy, "fastest").id == "bb"
+    (aa, bb, cc) = noisy.points
+    shown = replace(cc.latency, ratio_to_float32=0.4, ratio_ci95=(0.39, 0.41))  # type: ignore[type-var]
+    assert select(replace(noisy, points=(aa, bb, replace(cc, latency=shown))), "fastest").id == "cc"
+
+
+def test_without_errors_metrics_are_ranked_as_they_stand(noisy: Front) -> None:
+    points = tuple(replace(point, metric=replace(point.metric, gap_se=())) for point in noisy.points)
+    assert select(replace(noisy, points=points), "best").id == "aa"

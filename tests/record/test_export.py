@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from autoq.core.identity import sha256_hex
+from autoq.core.objectives import Constraints
 from autoq.errors import RunError
 from autoq.record.export import export_point, infer_script
 from autoq.record.front import read_front
@@ -117,7 +118,10 @@ def test_a_model_that_was_changed_or_lost_is_not_exported(own_run: Path, tmp_pat
     ("arguments", "message"),
     [
         ({"how": "nothing"}, "'nothing' is no point of this front"),
-        ({"how": "knee", "max_latency_ratio": 1e-6}, "no point of the front keeps --max-latency-ratio"),
+        (
+            {"how": "knee", "bounds": Constraints(max_latency_ratio=1e-6)},
+            "no point of the front keeps --max-latency-ratio",
+        ),
     ],
 )
 def test_no_such_point(run: Path, tmp_path: Path, arguments: dict[str, Any], message: str) -> None:

@@ -136,6 +136,10 @@ def test_points_that_keep_their_place_are_sorted_best_metric_first(
     assert found.baseline.metric.final == 0.9
     low, high = good.metric.final_ci95 or (0, 0)
     assert low < 0.885 < high and high - low < 0.1
+    # The two differ on 8.5 % of the rows: the paired error of a difference of shares, up to the bootstrap's own.
+    ((before, error),) = found.points[1].metric.gap_se
+    assert (before, found.points[0].metric.gap_se) == (good.id, ())
+    assert error == pytest.approx(np.sqrt(0.085 * 0.915 / ROWS), rel=0.1)
     # Paired with float32: both are right on the same rows but for 1.5 % of them.
     assert good.metric.drop_ci95 is not None
     low, high = good.metric.drop_ci95

@@ -80,9 +80,16 @@ def test_nearest_miss_names_the_bound_and_the_trial() -> None:
     near = make_trial(0, Policy.of({"a": scheme("w8")}), metric=0.88, ratio=0.4, size=100)
     far = make_trial(1, Policy.of({"a": scheme("w4")}), metric=0.5, ratio=0.2, size=100)
     text = problem.nearest_miss([far, near])
-    assert text.startswith(f"max_metric_drop binds; the nearest miss is {near.id} (seed:test): ")
-    assert "the metric drop 0.02 is above max_metric_drop 0.01" in text
-    assert "latency" not in text
+    assert text == (
+        f"max_metric_drop binds: no trial keeps max_metric_drop 0.01 (the nearest, {near.id} (seed:test), loses 0.02, "
+        "0.01 too much)"
+    )
+    together = make_problem(max_metric_drop=0.03, max_latency_ratio=0.3).nearest_miss([far, near])
+    assert together == (
+        "max_metric_drop and max_latency_ratio bind: no trial keeps max_metric_drop 0.03 "
+        f"(the nearest, {far.id} (seed:test), loses 0.4, 0.37 too much) and max_latency_ratio 0.3 "
+        f"(the nearest, {near.id} (seed:test), has the latency ratio 0.4, 0.1 too much)"
+    )
 
 
 def test_nearest_miss_where_nothing_is_broken_or_complete() -> None:
