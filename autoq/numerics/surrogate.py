@@ -19,11 +19,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import LinAlgError, cho_solve, cholesky, solve_triangular
+from scipy.sparse import csr_array
 
 Codes = npt.NDArray[np.int16]
 Array = npt.NDArray[np.float64]
@@ -79,11 +79,11 @@ class Surrogate:
         self._feature_unit = np.where(spread > 1e-12, spread, 1.0)
         self._features = self._standard(features)
         self._targets = (np.asarray(values, np.float64) - self._centre) / self._unit
-        self._agreement = agreement or Agreement.between(self.codes, self.codes)
+        self.agreement = agreement or Agreement.among(self.codes)
         self._linear = 1 + self._features @ self._features.T
         self.scales = scales or self._fitted()
-        self._factor = _factor(_covariance(self._linear, self._agreement, self.scales), self.scales.noise)
-        self._weights = cho_solve((self._factor, True), self._targets)
+        self._factor = _factor(_covariance(self._linear, self.agreement, self.scales), self.scales.noise)
+        self._weights = cho_solve((self._factor, True), self._targets, check_finite=False)
 
     def predict(self, codes: Codes, features: Array, *, agreement: Agreement | None = None) -> tuple[Array, Array]:
         """Mean and standard deviation (of the value, without a measurement's noise) of each point: ``[m]`` each.
@@ -97,23 +97,22 @@ class Surrogate:
         variance = self._own_variance(self._standard(features)) - np.einsum("nm,nm->m", explained, explained)
         return self._centre + self._unit * mean, self._unit * np.sqrt(np.maximum(variance, 1e-12))
 
-    def draw_additive(self, sizes: npt.NDArray[np.intp], draws: int, rng: np.random.Generator) -> Array:
-        """Draws of ``w`` given what was measured, in the value's unit: ``[draws, L, max(sizes)]``.
+    def draw_additive(self, chosen: csr_array, draws: int, rng: np.random.Generator) -> Array:
+        """Draws of ``w`` given what was measured, in the value's unit: ``[draws, L, most choices]``.
 
-        Matheron's rule (Wilson et al. 2020, equation 9): a draw from before, corrected by how far it and a draw of
-        everything else miss the measurements. Entries beyond a parameter's size mean nothing.
+        ``chosen`` is :func:`indicators` of the measured points. Matheron's rule (Wilson et al. 2020, equation 9): a
+        draw from before, corrected by how far it and a draw of everything else miss the measurements. Entries beyond a
+        parameter's size mean nothing.
         """
-        n, count = self.codes.shape
+        count = self.codes.shape[1]
         variance = self.scales.additive**2 / count
-        prior = rng.normal(0.0, np.sqrt(variance), (draws, count, int(sizes.max())))
-        own = prior[:, np.arange(count), self.codes].sum(axis=2)  # [draws, n]
+        prior = rng.normal(0.0, np.sqrt(variance), (draws, chosen.shape[1]))
         others = Scales(additive=0.0, boundary=self.scales.boundary, smooth=self.scales.smooth, noise=0.0)
-        factor = _factor(_covariance(self._linear, self._agreement, others), self.scales.noise)
-        missed = self._targets[:, None] - own.T - factor @ rng.normal(size=(n, draws))
-        weights = cho_solve((self._factor, True), missed)  # [n, draws]
-        for choice in range(prior.shape[2]):
-            prior[:, :, choice] += variance * (weights.T @ (self.codes == choice))
-        return np.asarray(self._unit * prior)
+        factor = _factor(_covariance(self._linear, self.agreement, others), self.scales.noise)
+        missed = self._targets[:, None] - chosen @ prior.T - factor @ rng.normal(size=(chosen.shape[0], draws))
+        weights = cho_solve((self._factor, True), missed, check_finite=False)  # [n, draws]
+        drawn = self._unit * (prior + variance * (chosen.T @ weights).T)
+        return np.asarray(drawn.reshape(draws, count, -1))
 
     def feature_slope(self) -> Array:
         """Posterior mean of ``b`` for the features as they were given: ``[F]``."""
@@ -131,7 +130,7 @@ class Surrogate:
         best, scales = -np.inf, GRID[0]
         for each in GRID:
             try:
-                factor = _factor(_covariance(self._linear, self._agreement, each), each.noise)
+                factor = _factor(_covariance(self._linear, self.agreement, each), each.noise)
             except LinAlgError:
                 continue
             half = solve_triangular(factor, self._targets, lower=True, check_finite=False)
@@ -143,33 +142,65 @@ class Surrogate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """How two sets of points agree, ``[m, n]`` each: in which share of the parameters, and of neighbouring two."""
+    """How two sets of points agree, ``[m, n]`` each: in which share of the parameters, and of neighbouring two.
+
+    ``smooth`` is what the smooth part makes of it, ``exp(-4 d / L)``.
+    """
 
     single: Array
     pairs: Array
+    smooth: Array
+
+    @classmethod
+    def among(cls, codes: Codes, before: tuple[Codes, Agreement] | None = None) -> Agreement:
+        """Of ``codes`` ``[n, L]`` with themselves. ``before`` are earlier points and theirs: where the first of
+        ``codes`` are these, only the others are compared."""
+        if before is None or not np.array_equal(codes[: len(before[0])], before[0]):
+            return cls.between(codes, codes)
+        old = len(before[0])
+        new = cls.between(codes[old:], codes)
+
+        def joined(known: Array, added: Array) -> Array:
+            whole = np.empty((len(codes), len(codes)))
+            whole[:old, :old], whole[old:], whole[:old, old:] = known, added, added[:, :old].T
+            return whole
+
+        known = before[1]
+        return cls(
+            single=joined(known.single, new.single),
+            pairs=joined(known.pairs, new.pairs),
+            smooth=joined(known.smooth, new.smooth),
+        )
 
     @classmethod
     def between(cls, a: Codes, b: Codes) -> Agreement:
         """Of ``a`` ``[m, L]`` and ``b`` ``[n, L]``."""
-        joint = int(max(a.max(initial=0), b.max(initial=0))) + 1
-        return cls(
-            single=_share(a, b),
-            pairs=_share(_joined(a, joint), _joined(b, joint)) if a.shape[1] > 1 else np.zeros((len(a), len(b))),
-        )
+        shape, count = (len(a), len(b)), a.shape[1]
+        single, pairs = np.zeros(shape, np.uint16), np.zeros(shape, np.uint16)
+        few, few_pairs = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+        same, before = np.zeros(shape, bool), np.zeros(shape, bool)
+        # Bytes are compared and counted many at a time; before they could overflow, they go into the sums.
+        narrow = np.uint8 if max(a.max(initial=0), b.max(initial=0)) < 256 else np.uint16
+        mine, others = np.ascontiguousarray(a.T.astype(narrow)), np.ascontiguousarray(b.T.astype(narrow))
+        for index in range(count):
+            np.equal(mine[index][:, None], others[index][None], out=same)
+            few += same.view(np.uint8)
+            before &= same
+            few_pairs += before.view(np.uint8)
+            same, before = before, same
+            if index % 255 == 254 or index == count - 1:
+                single += few
+                pairs += few_pairs
+                few[:], few_pairs[:] = 0, 0
+        share = single / np.float64(count)
+        return cls(single=share, pairs=pairs / np.float64(max(count - 1, 1)), smooth=np.exp((share - 1) * _DECAY))
 
 
-def _joined(codes: Codes, choices: int) -> npt.NDArray[np.int32]:
-    """One code for each two neighbouring parameters."""
-    wide = codes.astype(np.int32)
-    return wide[:, :-1] * choices + wide[:, 1:]
-
-
-def _share(a: npt.NDArray[np.integer[Any]], b: npt.NDArray[np.integer[Any]]) -> Array:
-    total = np.zeros((len(a), len(b)), np.uint16)
-    rows = np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
-    for mine, other in zip(*rows, strict=True):
-        total += mine[:, None] == other[None]
-    return total / np.float64(a.shape[1])
+def indicators(codes: Codes, sizes: npt.NDArray[np.intp]) -> csr_array:
+    """``[n, L * max(sizes)]``: 1 at each choice that a point of ``codes`` ``[n, L]`` takes."""
+    width, (n, count) = int(sizes.max()), codes.shape
+    columns = (np.arange(count) * width + codes).ravel()
+    return csr_array((np.ones(n * count), columns, np.arange(n + 1) * count), shape=(n, count * width))
 
 
 def _covariance(linear: Array, agreement: Agreement, scales: Scales) -> Array:
@@ -177,7 +208,7 @@ def _covariance(linear: Array, agreement: Agreement, scales: Scales) -> Array:
     if scales.boundary:
         total += scales.boundary**2 * agreement.pairs
     if scales.smooth:
-        total += scales.smooth**2 * np.exp((agreement.single - 1) * _DECAY)
+        total += scales.smooth**2 * agreement.smooth
     return total
 
 

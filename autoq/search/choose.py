@@ -15,6 +15,7 @@ the mean over directions of ``max over points of min_i(max(r_i - y_i, 0) / direc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,12 +23,15 @@ import numpy as np
 import numpy.typing as npt
 
 from autoq.numerics.pareto import non_dominated
-from autoq.numerics.surrogate import Agreement, Codes, Scales, Surrogate
+from autoq.numerics.surrogate import Agreement, Codes, Scales, Surrogate, indicators
 
 Array = npt.NDArray[np.float64]
 
-MOST_POINTS = 400
-"""Measured points that a surrogate is fitted to: of more, the nearest to the front."""
+MOST_POINTS = 384
+"""Old measured points that a surrogate is fitted to: of more, the nearest to the front. New ones are all of use."""
+
+_WEEDING = 32
+_SMALL = 1 << 16  # points that are listed one by one to find one that is left
 
 _DRAWS = 6
 _PRICES = 16
@@ -89,24 +93,21 @@ def learn(
     reference: Array,
     violations: Array,
     scales: Sequence[Scales] | None = None,
+    before: Learned | None = None,
 ) -> Learned:
     """Fits a surrogate to each column of ``losses`` ``[n, d]``, measured at ``codes`` ``[n, L]``.
 
     ``reference`` ``[d]`` bounds the hypervolume. ``violations`` ``[n]`` is above 0 where a point breaks a constraint.
-    ``scales`` saves finding them where they are known (:attr:`Learned.scales`).
+    ``scales`` saves finding them where they are known (:attr:`Learned.scales`); ``before``, what was learned from the
+    first of these points, saves comparing them again.
     """
-    best = losses.min(axis=0)
-    inside = (losses < reference).all(axis=1).any()
-    # Or the models would bend to points that matter to nobody.
-    clipped = np.minimum(losses, reference + (reference - best)) if inside else losses
-    if len(codes) > MOST_POINTS:
-        kept = _nearest_to_front(clipped)
-        codes, clipped, violations = codes[kept], clipped[kept], violations[kept]
-    agreement = Agreement.between(codes, codes)
+    clipped = _clipped(losses, reference)
+    known = (before.codes, before.models[0].agreement) if before is not None else None
+    agreement = Agreement.among(codes, known)
 
     def fitted(features: Array, values: Array, index: int) -> Surrogate:
-        known = scales[index] if scales is not None and index < len(scales) else None
-        return Surrogate(codes, features, values, agreement=agreement, scales=known)
+        given = scales[index] if scales is not None and index < len(scales) else None
+        return Surrogate(codes, features, values, agreement=agreement, scales=given)
 
     count = losses.shape[1]
     models = tuple(fitted(space.features(codes, j), clipped[:, j], j) for j in range(count))
@@ -151,20 +152,38 @@ def propose(learned: Learned, pending: Codes, taken: set[bytes], rng: np.random.
 
 
 def random_point(space: Space, taken: set[bytes], rng: np.random.Generator) -> Codes | None:
-    """A point ``[L]`` that is not ``taken``, or ``None`` where a thousand tries find none."""
+    """A point ``[L]`` that is not ``taken``, or ``None`` where none is left (a large space: where tries find none)."""
     for _ in range(1000):
         row = rng.integers(space.sizes).astype(np.int16)
         if row.tobytes() not in taken:
             return np.asarray(row)
-    return None
+    if math.prod(space.sizes.tolist()) > _SMALL:
+        return None
+    every = np.indices(space.sizes.tolist()).reshape(len(space.sizes), -1).T.astype(np.int16)
+    left = [row for row in every if row.tobytes() not in taken]
+    return np.asarray(left[int(rng.integers(len(left)))]) if left else None
 
 
-def _nearest_to_front(losses: Array) -> npt.NDArray[np.intp]:
+def settled(count: int) -> int:
+    """Of so many measured points, how many are old enough to be weeded by :func:`nearest_to_front`."""
+    early = count - count % _WEEDING
+    return early if early > MOST_POINTS else 0
+
+
+def nearest_to_front(losses: Array, reference: Array) -> npt.NDArray[np.intp]:
+    """Rows of ``losses`` ``[n, d]``, in order: the :data:`MOST_POINTS` that need least to be on the front."""
+    losses = _clipped(losses, reference)
     span = np.ptp(losses, axis=0)
     unit = (losses - losses.min(axis=0)) / np.where(span > 0, span, 1.0)
     front = unit[non_dominated(losses)]
-    behind = np.min(np.max(unit[:, None] - front[None], axis=2), axis=1)  # how much better it must get to be on it
+    behind = np.max([np.subtract.outer(unit[:, j], front[:, j]) for j in range(unit.shape[1])], axis=0).min(axis=1)
     return np.sort(np.argsort(behind, kind="stable")[:MOST_POINTS])
+
+
+def _clipped(losses: Array, reference: Array) -> Array:
+    """Losses cut off far beyond the reference, or models would bend to points that matter to nobody."""
+    inside = (losses < reference).all(axis=1).any()
+    return np.minimum(losses, reference + (reference - losses.min(axis=0))) if inside else losses
 
 
 def _pool(learned: Learned, taken: set[bytes], rng: np.random.Generator) -> Codes:
@@ -179,7 +198,8 @@ def _pool(learned: Learned, taken: set[bytes], rng: np.random.Generator) -> Code
 def _knapsacks(learned: Learned, rng: np.random.Generator) -> Codes:
     """The cheapest choices under random prices of the losses: by draws of their costs, and by the proxies alone."""
     space, models = learned.space, learned.models
-    draws = np.stack([model.draw_additive(space.sizes, _DRAWS, rng) for model in models], axis=-1)
+    chosen = indicators(learned.codes, space.sizes)
+    draws = np.stack([model.draw_additive(chosen, _DRAWS, rng) for model in models], axis=-1)
     if space.unit is not None:
         draws = draws + space.unit * [max(model.feature_slope()[0], 0.0) for model in models]
     tables = [*space.scaled(draws)]
@@ -216,7 +236,10 @@ def _gain(known: Array, mean: Array, spread: Array, reference: Array, rng: np.ra
 
     def reached(losses: Array) -> Array:  # [..., d] -> [..., directions]
         below = np.maximum((reference - losses) / span, 0.0)
-        return np.asarray(np.min(below[..., None, :] * inverse, axis=-1) ** count)
+        least = below[..., :1] * inverse[:, 0]
+        for j in range(1, count):  # far faster than a minimum over a short last axis
+            np.minimum(least, below[..., j : j + 1] * inverse[:, j], out=least)
+        return np.asarray(least**count)
 
     now = reached(known).max(axis=0)
     # First two standard deviations below the mean, where all that is promising shows; then by samples.

@@ -7,19 +7,21 @@ the trial's number and the trials before it, so a study that is resumed goes on 
 from __future__ import annotations
 
 import math
+import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from autoq.numerics.surrogate import Codes, Scales
-from autoq.search.choose import Learned, Space, learn, propose, random_point
+from autoq.numerics.surrogate import Scales
+from autoq.search.choose import Learned, Space, learn, nearest_to_front, propose, random_point, settled
+from autoq.search.history import History
 
 Array = npt.NDArray[np.float64]
 
@@ -35,7 +37,11 @@ class FrontSampler(BaseSampler):
     one value for each objective: what is worse is worth nothing. By default it is the worst that was measured.
     Constraints of trials are learned, too: a point counts as far as it is likely to keep them.
 
-    Raises ``NotImplementedError`` for parameters that are not categorical.
+    No point is proposed that a trial has or had, running, failed and pruned ones too, as long as there is another.
+    Nothing is learned from failed and pruned trials.
+
+    Raises ``NotImplementedError`` for parameters that are not categorical, ``ValueError`` for proxies or a reference
+    that do not fit the study.
     """
 
     def __init__(
@@ -48,75 +54,121 @@ class FrontSampler(BaseSampler):
         self._proxies = proxies
         self._reference = reference
         self._seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        self._common = optuna.search_space.IntersectionSearchSpace()
-        self._scales: dict[int, tuple[Scales, ...]] = {}
-        self._learned: tuple[tuple[int, ...], Learned] | None = None
+        self._history = History(None)
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what was read of the study: a sampler that is loaded again reads it anew."""
+        return {name: each for name, each in vars(self).items() if name not in ("_history", "_lock")}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state, _history=History(None), _lock=threading.RLock())
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The parameters that the trials so far had in common."""
-        return self._common.calculate(study)
+        """The parameters that the complete trials so far had in common."""
+        with self._lock:
+            return dict(self._read(study).space)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """The next proposal, for parameters that all trials so far have."""
+        """The next proposal, for parameters that all complete trials so far have."""
         choices = {name: _choices(name, each) for name, each in sorted(search_space.items()) if not each.single()}
         if not choices:
             return {}
-        index = {name: {choice: code for code, choice in enumerate(each)} for name, each in choices.items()}
         signs = np.array([-1.0 if each == StudyDirection.MAXIMIZE else 1.0 for each in study.directions])
         space = Space([len(each) for each in choices.values()], self._proxy(choices, signs))
-
-        def codes_of(trials: Sequence[FrozenTrial]) -> Codes:
-            rows = [[index[name][each.params[name]] for name in choices] for each in trials]
-            return np.array(rows, np.int16).reshape(-1, len(choices))
-
-        known = [each for each in study.get_trials(deepcopy=False) if choices.keys() <= each.params.keys()]
-        finished = [each for each in known if each.state == TrialState.COMPLETE]
-        pending = [each for each in known if each.state == TrialState.RUNNING and each.number != trial.number]
-        taken = {row.tobytes() for row in codes_of(known)}
         rng = np.random.default_rng([self._seed, trial.number])
-        found = None
-        if len(finished) >= (2 if self._proxies else _STARTUP):
-            learned = self._learn(signs, space, finished, codes_of(finished))
-            found = propose(learned, codes_of(pending), taken, rng)
-        if found is None:
-            found = random_point(space, taken, rng)
-        if found is None:  # everything was proposed before
-            found = rng.integers(space.sizes).astype(np.int16)
-        return {name: each[code] for (name, each), code in zip(choices.items(), found, strict=True)}
+        with self._lock:
+            history = self._read(study)
+            pending = history.encode(choices, besides=trial.number)
+            taken = history.taken | {row.tobytes() for row in pending}
+            found = None
+            if len(history.numbers) >= (2 if space.unit is not None else _STARTUP):
+                found = propose(self._learn(signs, space, history), pending, taken, rng)
+            if found is None:
+                found = random_point(space, taken, rng)
+            if found is None:  # everything was proposed before
+                found = rng.integers(space.sizes).astype(np.int16)
+            given = {name: each[code] for (name, each), code in zip(choices.items(), found, strict=True)}
+            history.given[trial.number] = given
+        return given
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """A choice at random, for a parameter that not all trials so far have."""
+        """A choice for a parameter that not all trials so far have: one that fewest of the others took which agree
+        with this trial so far, at random among equals. So the first trials differ, however many run at once."""
         choices = _choices(param_name, param_distribution)
         rng = np.random.default_rng([self._seed, trial.number, *param_name.encode()])
-        return choices[int(rng.integers(len(choices)))]
+        with self._lock:
+            history = self._read(study)
+            points = history.points()
+            mine = points.pop(trial.number, {}).items()
+            alike = (each for each in points.values() if param_name in each and mine <= each.items())
+            counts = Counter(each[param_name] for each in alike)
+            fewest = min(counts[choice] for choice in choices)
+            rare = [choice for choice in choices if counts[choice] == fewest]
+            choice = rare[int(rng.integers(len(rare)))]
+            history.given.setdefault(trial.number, {})[param_name] = choice
+        return choice
+
+    def _read(self, study: Study) -> History:
+        if self._history.study is not study:
+            self._history = History(study)
+        self._history.update(study.get_trials(deepcopy=False))
+        return self._history
 
     def _proxy(self, choices: Mapping[str, Sequence[Any]], signs: Array) -> Array | None:
-        if self._proxies is None or not choices.keys() <= self._proxies.keys():
+        known = [name for name in choices if self._proxies and name in self._proxies]
+        if not known:
             return None
         table = np.zeros((len(choices), max(len(each) for each in choices.values()), len(signs)))
         for row, (name, each) in zip(table, choices.items(), strict=True):
-            row[: len(each)] = signs * np.asarray(self._proxies[name], np.float64)
+            if name in known:
+                believed = np.asarray(self._proxies[name], np.float64)  # type: ignore[index]
+                if believed.shape != (len(each), len(signs)):
+                    raise ValueError(
+                        f"the proxies of {name!r} have the shape {believed.shape}; it has {len(each)} choices, and the "
+                        f"study {len(signs)} objectives"
+                    )
+                row[: len(each)] = signs * believed
         return table
 
-    def _learn(self, signs: Array, space: Space, finished: Sequence[FrozenTrial], codes: Codes) -> Learned:
-        numbers = tuple(each.number for each in finished)
-        if self._learned is not None and self._learned[0] == numbers:
-            return self._learned[1]  # asked for several proposals at once
-        losses = signs * np.array([each.values for each in finished], np.float64)
-        violations = np.array([sum(max(0.0, value) for value in each.constraints.values()) for each in finished])
-        reference = losses.max(axis=0) if self._reference is None else signs * np.asarray(self._reference, np.float64)
+    def _learn(self, signs: Array, space: Space, history: History) -> Learned:
+        numbers = tuple(history.numbers)
+        if history.learned is not None and history.learned[0] == numbers:
+            return history.learned[1]  # asked for several proposals at once
         # The scales of the first so many trials, so that they do not hang on when the study was resumed.
-        count = int(_GROWTH ** math.floor(math.log(len(finished), _GROWTH) + 1e-9)) if len(finished) > 3 else 0
-        if count and count not in self._scales:
-            part = slice(0, count)
-            self._scales[count] = learn(space, codes[part], losses[part], reference, violations[part]).scales
-        learned = learn(space, codes, losses, reference, violations, self._scales.get(count))
-        self._learned = numbers, learned
+        count = int(_GROWTH ** math.floor(math.log(len(numbers), _GROWTH) + 1e-9)) if len(numbers) > 3 else 0
+        if count and history.scales[0] != numbers[:count]:
+            history.scales = numbers[:count], self._fit(signs, space, history, count, None).scales
+        learned = self._fit(signs, space, history, len(numbers), history.scales[1] if count else None)
+        history.learned = numbers, learned
         return learned
+
+    def _fit(
+        self, signs: Array, space: Space, history: History, count: int, scales: tuple[Scales, ...] | None
+    ) -> Learned:
+        """What the first ``count`` complete trials teach."""
+        losses = signs * history.losses[:count]
+        reference = self._bound(signs, losses)
+        kept, early = np.arange(count), settled(count)
+        if early:
+            first = tuple(history.numbers[:early])
+            if history.nearest[0] != first:
+                history.nearest = first, nearest_to_front(losses[:early], self._bound(signs, losses[:early]))
+            kept = np.concatenate([history.nearest[1], kept[early:]])
+        before = history.learned[1] if history.learned is not None else None
+        return learn(space, history.codes(kept), losses[kept], reference, history.violations[kept], scales, before)
+
+    def _bound(self, signs: Array, losses: Array) -> Array:
+        """``[d]``: the reference as losses; where none was given, the worst of ``losses`` ``[n, d]``."""
+        if self._reference is None:
+            return np.asarray(losses.max(axis=0))
+        if len(self._reference) != len(signs):
+            raise ValueError(f"the reference has {len(self._reference)} values, the study {len(signs)} objectives")
+        return signs * np.asarray(self._reference, np.float64)
 
 
 def _choices(name: str, distribution: BaseDistribution) -> Sequence[Any]:

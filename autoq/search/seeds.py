@@ -35,22 +35,24 @@ def knapsack_seeds(
     """
     layers = [entry for entry in candidates if entry.layer.tied_to is None]
     costs = [_costs(entry, table, profile) for entry in layers]
-    picks = _sweep(costs)
-    totals = np.array([np.sum([c[i] for c, i in zip(costs, pick, strict=True)], axis=0) for pick in picks])
-    usable = np.isfinite(totals).all(axis=1)
-    picks, totals = [pick for pick, keep in zip(picks, usable, strict=True) if keep], totals[usable]
-    if not picks:
-        return []
-    front = np.flatnonzero(non_dominated(totals))
+    picks, totals = _predicted(costs)
     # float32 itself is the baseline of every search, and no candidate.
-    quantized = [any(entry.schemes[i] != FLOAT32 for entry, i in zip(layers, picks[f], strict=True)) for f in front]
-    front = front[quantized]
-    if not len(front):
-        return []
-    chosen = front[_spread(totals[front], count)]
+    quantized = [any(entry.schemes[i] != FLOAT32 for entry, i in zip(layers, pick, strict=True)) for pick in picks]
+    picks, totals = [pick for pick, keep in zip(picks, quantized, strict=True) if keep], totals[quantized]
     return [
-        {entry.layer.name: entry.schemes[i] for entry, i in zip(layers, picks[index], strict=True)} for index in chosen
+        {entry.layer.name: entry.schemes[i] for entry, i in zip(layers, picks[index], strict=True)}
+        for index in _spread(totals, count)
     ]
+
+
+def predicted_front(costs: Sequence[npt.NDArray[np.float64]], count: int) -> list[tuple[int, ...]]:
+    """At most ``count`` points, a choice for each parameter, that trace the front of three losses that add.
+
+    ``costs`` holds ``[choices, 3]`` for each parameter: what each choice adds to a noise power and to two other losses;
+    a point with a cost that is not finite is left out. Every prefix of the points is spread over the front.
+    """
+    picks, totals = _predicted(costs)
+    return [picks[index] for index in _spread(totals, count)]
 
 
 def proxies(
@@ -91,6 +93,15 @@ def _bytes_of_scales(layer: Layer, spec: WeightSpec | None) -> float:
     return count * (_BYTES_PER_SCALE + (0 if spec.symmetric else spec.bits / 8))
 
 
+def _predicted(costs: Sequence[npt.NDArray[np.float64]]) -> tuple[list[tuple[int, ...]], npt.NDArray[np.float64]]:
+    """The points that a sweep over prices finds, those of them that are not dominated, with their totals ``[n, 3]``."""
+    picks = _sweep(costs)
+    totals = np.array([np.sum([c[i] for c, i in zip(costs, pick, strict=True)], axis=0) for pick in picks])
+    usable = np.flatnonzero(np.isfinite(totals).all(axis=1))
+    front = usable[non_dominated(totals[usable])] if len(usable) else usable
+    return [picks[index] for index in front], totals[front]
+
+
 def _sweep(costs: Sequence[npt.NDArray[np.float64]]) -> list[tuple[int, ...]]:
     """Every distinct choice of one row a layer that some pair of prices makes best."""
     finite = [np.where(np.isfinite(c), c, 0.0) for c in costs]
@@ -107,6 +118,8 @@ def _sweep(costs: Sequence[npt.NDArray[np.float64]]) -> list[tuple[int, ...]]:
 
 def _spread(totals: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.intp]:
     """Farthest-point order over the logarithms of the three totals: each next row is the farthest from those before."""
+    if not len(totals):
+        return np.zeros(0, np.intp)
     # Noise a thousandth of the largest changes no metric that can be told from float32's: there, all is one place.
     logs = np.log10(totals + totals.max(axis=0) * [1e-3, 1e-6, 1e-6] + 1e-30)
     span = np.ptp(logs, axis=0)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autoq.numerics.surrogate import Agreement, Scales, Surrogate
+from autoq.numerics.surrogate import Agreement, Scales, Surrogate, indicators
 
 SCALES = Scales(additive=1.0, boundary=0.5, smooth=0.3, noise=0.1)
 
@@ -44,7 +44,7 @@ def test_predictions_are_those_of_the_process() -> None:
 def test_draws_have_the_mean_and_the_spread_of_the_posterior() -> None:
     codes, features, values = points(20)
     model = Surrogate(codes, features, values, scales=SCALES)
-    draws = model.draw_additive(np.array([3] * 5), 20_000, np.random.default_rng(0))
+    draws = model.draw_additive(indicators(codes, np.array([3] * 5)), 20_000, np.random.default_rng(0))
     centre, unit = features.mean(axis=0), features.std(axis=0)
     standard = (features - centre) / unit
     inverse = np.linalg.inv(covariance(codes, standard, codes, standard) + (0.01 + 1e-9) * np.eye(20))
