@@ -1,6 +1,6 @@
 """What codebooks gain: k-means and product quantization beside integers of as many bits, on ResNet-20 and MiniLM.
 
-    python benchmarks/codebooks.py [--part resnet20 products tables] [--model minilm.onnx] [--only 0 3] [--no-times] [--bench DIR]
+    python benchmarks/codebooks.py [--part resnet20 products tables] [--model minilm.onnx] [--only 0 3] [--no-times]
 
 Uniform policies: on ResNet-20 all layers but the first convolution and the classifier, which have 8 bits; on MiniLM its
 36 products with float tables, then its tables with float products, then both. "plain" is weighted k-means that does not
@@ -114,7 +114,7 @@ def measured(
     feeds: Mapping[str, np.ndarray] | None,
     only: Sequence[int] | None,
 ) -> list[dict[str, Any]]:
-    """A row for each policy (or those numbered ``only``), printed as it is done; ``feeds`` to time with, or ``None``."""
+    """A row for each policy (or those numbered ``only``), printed once it is done; ``feeds`` to time with or ``None``."""
     policies = {name: one for number, (name, one) in enumerate(policies.items()) if only is None or number in only}
     base, exact = score(float32.read_bytes())
     print(f"float32: {base:.4f}\n| policy | points lost | distance | size | x float32 | s |\n|---|---|---|---|---|---|")

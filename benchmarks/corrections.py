@@ -84,7 +84,7 @@ def jobs(bench: Path, minilm: Path) -> dict[str, Any]:
 
 
 def with_batch_norms(path: Path) -> Path:
-    """The same network as its exporter found it: batch norms as nodes of their own, from the ``.pt`` beside the file."""
+    """The network as its exporter found it: batch norms as nodes of their own, from the ``.pt`` beside the file."""
     import torch
 
     model, state = onnx.load(path), torch.load(path.with_suffix(".pt"), weights_only=True)
