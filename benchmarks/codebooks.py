@@ -114,7 +114,7 @@ def measured(
     feeds: Mapping[str, np.ndarray] | None,
     only: Sequence[int] | None,
 ) -> list[dict[str, Any]]:
-    """A row for each policy (or those numbered ``only``), printed once it is done; ``feeds`` to time with or ``None``."""
+    """A row for each policy (or those numbered ``only``), printed once done; ``feeds`` to time with or ``None``."""
     policies = {name: one for number, (name, one) in enumerate(policies.items()) if only is None or number in only}
     base, exact = score(float32.read_bytes())
     print(f"float32: {base:.4f}\n| policy | points lost | distance | size | x float32 | s |\n|---|---|---|---|---|---|")

@@ -1,4 +1,4 @@
-"""What each rounding of weights loses on ResNet-20: nearest, GPTQ, AdaRound and BRECQ at 4 and 2 bits, ends at 8.
+"""What each rounding of weights loses on ResNet-20: nearest, GPTQ, AdaRound, GPTAQ, BRECQ at 4 and 2 bits, ends at 8.
 
     python benchmarks/rounding.py [--bench DIR] [--bits 4 2]
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from autoq.core.layer import Layer
 from autoq.core.policy import Policy
-from autoq.core.scheme import Scheme, WeightSpec
+from autoq.core.scheme import BY_BLOCK, Scheme, WeightSpec
 from autoq.model.bank import Bank
 from autoq.model.calibrate import affine_table, calibrate
 from autoq.model.lower import Lowering
@@ -27,7 +27,7 @@ from autoq.model.reconstruct import reconstruct
 from autoq.model.source import read_model
 from autoq.runtime.ort import open_session
 
-ROUNDINGS = ("nearest", "gptq", "adaround", "brecq")
+ROUNDINGS = ("nearest", "gptq", "adaround", "gptaq", "brecq")
 
 
 def outputs(model: bytes, x: np.ndarray) -> np.ndarray:
@@ -73,7 +73,7 @@ def main() -> None:
             specs = {layer.name: _spec(layer, 8 if layer.name in ends else bits, rounding) for layer in layers}
             bank = Bank(graph, calibration_id="benchmark")
             started = time.perf_counter()
-            if rounding == "brecq":
+            if rounding in BY_BLOCK:
                 middle = [layer for layer in layers if layer.name not in ends]
                 entries = reconstruct(graph, layers, [one.name for one in middle], specs[middle[0].name], batches)
                 for layer in middle:

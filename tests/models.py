@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from autoq.core.form import FORM_NAMES
 from autoq.core.layer import Layer
 from autoq.core.policy import Policy
-from autoq.core.scheme import FLOAT32, Scheme
+from autoq.core.scheme import BY_BLOCK, FLOAT32, Scheme
 from autoq.model.analytic import analytic_means, input_moments
 from autoq.model.bank import Bank
 from autoq.model.calibrate import affine_table, calibrate, calibrate_smoothed, smoothed_affines
@@ -174,9 +174,9 @@ def lowered(
     smoothing = smoothing_table(graph, layers, statistics.peaks, strengths) if strengths else {}
     affines |= smoothed_affines(calibrate_smoothed(graph, [dict(feeds)], divisors(smoothable, smoothing)), specs)
     bank = Bank(graph, calibration_id="test", smoothing=smoothing)
-    alone = [(layer, spec) for layer, spec in wanted if spec.rounding != "brecq"]
+    alone = [(layer, spec) for layer, spec in wanted if spec.rounding not in BY_BLOCK]
     bank.compute(alone, statistics.moments, statistics.sample_means)
-    for spec in dict.fromkeys(spec for _, spec in wanted if spec.rounding == "brecq"):
+    for spec in dict.fromkeys(spec for _, spec in wanted if spec.rounding in BY_BLOCK):
         own = [layer for layer, each in wanted if each == spec]
         for name, entry in reconstruct(graph, layers, [layer.name for layer in own], spec, [feeds]).items():
             bank.add(next(layer for layer in own if layer.name == name), spec, entry)

@@ -15,7 +15,7 @@ Grammar (defaults are left out of the text, so that one scheme has one name)::
     scheme      := "float32" | "float16" | weight options | weight "a8" ["-s8"] options "@" calibration
     weight      := "w" ("8" | "7" | "4" | "2")
     options     := ["-tensor" | "-b32" | "-b64" | "-b128"] ["-asym"] [rounding] ["-bc" | "-bca"] ["-smooth" NUMBER]
-    rounding    := "-gptq" | "-adaround" | "-brecq" | "-kmeans" | "-pq"
+    rounding    := "-gptq" | "-adaround" | "-gptaq" | "-brecq" | "-kmeans" | "-pq"
     calibration := "minmax" | "ema" | "percentile" NUMBER | "entropy" | "mse" | "dynamic"
 
 Which options go together is checked on construction.
@@ -30,9 +30,12 @@ from typing import Literal
 from autoq.errors import JobError
 
 Granularity = Literal["channel", "tensor", "b32", "b64", "b128"]
-Rounding = Literal["nearest", "gptq", "adaround", "brecq", "kmeans", "pq"]
+Rounding = Literal["nearest", "gptq", "adaround", "gptaq", "brecq", "kmeans", "pq"]
 BiasCorrection = Literal["empirical", "analytic"]
 CalibrationMethod = Literal["minmax", "ema", "percentile", "entropy", "mse", "dynamic"]
+
+BY_BLOCK: dict[Rounding, Rounding] = {"gptaq": "gptq", "brecq": "adaround"}
+"""Roundings for what a layer gets from others rounded likewise, and how each rounds the layer in the end."""
 
 WEIGHT_BITS = (8, 7, 4, 2)
 BLOCKS: dict[str, int] = {"b32": 32, "b64": 64, "b128": 128}
@@ -222,7 +225,7 @@ _CORRECTIONS: dict[str, BiasCorrection] = {"-bc": "empirical", "-bca": "analytic
 
 _PATTERN = re.compile(
     r"w(?P<bits>8|7|4|2)(?P<a8>a8)?(?P<s8>-s8)?(?:-(?P<granularity>tensor|b32|b64|b128))?(?P<asym>-asym)?"
-    r"(?:-(?P<rounding>gptq|adaround|brecq|kmeans|pq))?(?P<bc>-bca?)?(?:-smooth(?P<smooth>\d+(?:\.\d+)?))?"
+    r"(?:-(?P<rounding>gptq|adaround|gptaq|brecq|kmeans|pq))?(?P<bc>-bca?)?(?:-smooth(?P<smooth>\d+(?:\.\d+)?))?"
     r"(?:@(?P<method>minmax|ema|percentile(?=\d)|entropy|mse|dynamic)"
     r"(?P<percentile>(?<=percentile)\d+(?:\.\d+)?)?)?"
 )

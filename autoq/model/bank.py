@@ -18,7 +18,7 @@ import numpy as np
 
 from autoq.core.identity import content_id, sha256_hex
 from autoq.core.layer import Layer
-from autoq.core.scheme import WeightSpec
+from autoq.core.scheme import BY_BLOCK, WeightSpec
 from autoq.errors import ModelError
 from autoq.model.cache import write_aside
 from autoq.model.entries import Entry, arrays_of, axis_of, entry_of
@@ -212,7 +212,7 @@ class Bank:
 
 
 def _knows_data(layer: Layer, spec: WeightSpec) -> bool:
-    return spec.rounding == "brecq" or sees_data(layer, spec)
+    return spec.rounding in BY_BLOCK or sees_data(layer, spec)
 
 
 def _plain(layer: Layer, spec: WeightSpec) -> WeightSpec:

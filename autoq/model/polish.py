@@ -18,7 +18,7 @@ import onnx
 
 from autoq.core.layer import Layer
 from autoq.core.policy import Policy
-from autoq.core.scheme import BLOCKS, WeightSpec
+from autoq.core.scheme import BLOCKS, BY_BLOCK, WeightSpec
 from autoq.model.calibrate import without_padding
 from autoq.model.corrections import added_bias, bias_problem
 from autoq.model.graph import Graph
@@ -30,7 +30,7 @@ from autoq.numerics.asymmetric import DAMPINGS, JointMoments, best_bias, correct
 from autoq.numerics.weights import QuantizedWeight, quantize_weight
 
 _OTHER_FORM = "another form of it stands in the file"
-_ROUNDED = ("nearest", "gptq", "adaround", "brecq", "kmeans")
+_ROUNDED = ("nearest", "gptq", "adaround", *BY_BLOCK, "kmeans")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from autoq.core.layer import Layer
-from autoq.core.scheme import WeightSpec
+from autoq.core.scheme import BY_BLOCK, WeightSpec
 from autoq.errors import DataError, ModelError
 from autoq.model.calibrate import without_padding
 from autoq.model.graph import Graph, attribute
@@ -197,7 +197,7 @@ class _Walk:
                 fitted_weight,
                 bits=self.spec.bits,
                 axis=None if self.spec.granularity == "tensor" else layer.channel_axis,
-                rounding="brecq",
+                rounding=BY_BLOCK[self.spec.rounding],
                 hessian=hessian,
                 groups=layer.groups,
                 output_axis=layer.channel_axis,

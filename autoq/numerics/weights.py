@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,10 @@ _GPTQ_CANDIDATES = {
     4: (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15),
     2: (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4),
 }
+
+
+ROUNDINGS: tuple[Rounding, ...] = ("nearest", "gptq", "adaround", "kmeans")
+"""How a weight is rounded by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -97,8 +101,8 @@ def quantize_weight(
     only with a ``hessian``.
 
     ``hessian`` is the sum (or mean) of x x^T over the layer's inputs, ``[K, K]``, or ``[groups, K, K]`` with the output
-    channels split evenly over the groups; needed by ``"gptq"``, ``"adaround"`` and ``"brecq"`` (which rounds as
-    AdaRound does, weights fitted to other inputs), and used to weigh errors by its diagonal otherwise (below 8 bits).
+    channels split evenly over the groups; needed by ``"gptq"`` and ``"adaround"``, and used to weigh errors by its
+    diagonal otherwise (below 8 bits).
     They do not fit a ConvTranspose, whose channels do not share their inputs so.
 
     ``factors`` are those of ``hessian`` (:func:`factors_of`), where several schemes share them.
@@ -114,8 +118,8 @@ def quantize_weight(
     """
     if bits not in WEIGHT_LEVELS:
         raise ValueError(f"{bits} bits are not supported; use one of {sorted(WEIGHT_LEVELS)}")
-    if rounding not in get_args(Rounding):
-        raise ValueError(f"unknown rounding {rounding!r}; known: {', '.join(get_args(Rounding))}")
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"unknown rounding {rounding!r} of one weight; known: {', '.join(ROUNDINGS)}")
     weight = np.asarray(weight, np.float32)
     channel_axis = axis if axis is not None else output_axis or 0
     if not -weight.ndim <= channel_axis < weight.ndim:
@@ -129,7 +133,7 @@ def quantize_weight(
         )
     shared = axis is None
     moments = None if hessian is None else _checked(hessian, groups, rows.shape)
-    if rounding in ("gptq", "adaround", "brecq") and moments is None:
+    if rounding in ("gptq", "adaround") and moments is None:
         raise ValueError(f"rounding {rounding!r} needs a hessian: the second moment of the layer's inputs")
     if block is not None:
         if axis is None or groups != 1:
@@ -162,7 +166,7 @@ def quantize_weight(
         scale = best_scales(unit, importance, bits=bits, shared=shared)
         levels = nearest(unit, scale, bits=bits)
         grid = uniform(*WEIGHT_LEVELS[bits])
-    if rounding in ("gptq", "adaround", "brecq"):
+    if rounding in ("gptq", "adaround"):
         assert moments is not None
         exact, soft = unit.astype(np.float64), rounding != "gptq"
         levels, scale = _gptq_rows(exact, moments, factors or factorize(moments), levels, scale, bits, shared, soft)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from autoq.core.layer import Layer
-from autoq.core.scheme import FLOAT32, ActivationSpec, Scheme, WeightSpec
+from autoq.core.scheme import BY_BLOCK, FLOAT32, ActivationSpec, Scheme, WeightSpec
 from autoq.errors import ProfileError, TrialError
 from autoq.model.analytic import analytic_means, analytic_problem, assumed_inputs
 from autoq.model.corrections import bias_problem
@@ -154,13 +154,15 @@ def _with_possible_rounding(graph: Graph, layer: Layer, scheme: Scheme) -> Schem
 
 
 def _with_known_operators(graph: Graph, layer: Layer, scheme: Scheme) -> Scheme:
-    if scheme.weight is None or scheme.weight.rounding != "brecq":
+    if scheme.weight is None or scheme.weight.rounding not in BY_BLOCK:
         return scheme
     from autoq.model.reconstruct import problem  # PyTorch takes seconds to import, and most spaces need it not
 
     if not problem(graph, layer):
         return scheme
-    return dataclasses.replace(scheme, weight=dataclasses.replace(scheme.weight, rounding="adaround"))
+    return dataclasses.replace(
+        scheme, weight=dataclasses.replace(scheme.weight, rounding=BY_BLOCK[scheme.weight.rounding])
+    )
 
 
 def _unsmoothed(scheme: Scheme) -> Scheme:
@@ -211,8 +213,9 @@ def _model_problem(graph: Graph, layer: Layer, scheme: Scheme, opset: int) -> st
         return "ranges found at run time are for MatMul and Gemm: convolutions would run slower than in float32"
     if scheme.activation is not None and scheme.activation.dynamic and scheme.activation.smoothing is not None:
         return "smoothing needs what calibration sees: it goes with calibrated ranges, not with '@dynamic'"
-    if scheme.weight is not None and scheme.weight.smoothing is not None and scheme.weight.rounding == "brecq":
-        return "'-brecq' fits layers to the inputs of other layers as they are, not smoothed: take '-adaround'"
+    if scheme.weight is not None and scheme.weight.smoothing is not None and scheme.weight.rounding in BY_BLOCK:
+        own = scheme.weight.rounding
+        return f"'-{own}' fits layers to the inputs of other layers as they are, not smoothed: take '-{BY_BLOCK[own]}'"
     if scheme.weight is not None and scheme.weight.block is not None:
         return _block_problem(layer, scheme.weight)
     if scheme.weight is not None and scheme.weight.rounding == "pq":

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from autoq.core.layer import Layer
-from autoq.core.scheme import ActivationSpec, WeightSpec
+from autoq.core.scheme import BY_BLOCK, ActivationSpec, WeightSpec
 from autoq.errors import DataError
 from autoq.model.analytic import analytic_means, input_moments
 from autoq.model.bank import Bank
@@ -101,8 +101,8 @@ def lay_groundwork(
             )
             affines |= smoothed_affines(divided, specs)
             bank.smoothing = smoothing
-    by_block = [(layer, spec) for layer, spec in missing if spec.rounding == "brecq"]
-    alone = [(layer, spec) for layer, spec in missing if spec.rounding != "brecq"]
+    by_block = [(layer, spec) for layer, spec in missing if spec.rounding in BY_BLOCK]
+    alone = [(layer, spec) for layer, spec in missing if spec.rounding not in BY_BLOCK]
     if alone:
         step(f"quantizing weights: {len(alone)} entries for the bank")
         bank.compute(alone, moments, sample_means, threads=threads)

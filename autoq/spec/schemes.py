@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from itertools import islice, product
 
-from autoq.core.scheme import BLOCKS, CALIBRATION_METHODS, WEIGHT_BITS, Scheme
+from autoq.core.scheme import BLOCKS, BY_BLOCK, CALIBRATION_METHODS, WEIGHT_BITS, Scheme
 from autoq.errors import JobError
 from autoq.spec.checking import show
 
@@ -151,7 +151,8 @@ def _every_text() -> Iterator[str]:
         for method in CALIBRATION_METHODS
         for text in ([f"percentile{p}" for p in _PERCENTILES] if method == "percentile" else [method])
     ]
-    scales = [f"{tensor}{rounding}" for tensor in ("", "-tensor") for rounding in ("", "-gptq", "-adaround", "-brecq")]
+    roundings = ("", "-gptq", "-adaround", *(f"-{name}" for name in BY_BLOCK))
+    scales = [f"{tensor}{rounding}" for tensor in ("", "-tensor") for rounding in roundings]
     books = ["-kmeans", "-tensor-kmeans"]
     blocks = [f"-{block}{asym}{rounding}" for block in BLOCKS for asym in ("", "-asym") for rounding in ("", "-gptq")]
     for bits, corrected in product(WEIGHT_BITS, ("", "-bc", "-bca")):

@@ -20,6 +20,7 @@ from autoq.numerics.weights import QuantizedWeight, quantize_weight
 from tests.models import Net, run
 
 SPEC = WeightSpec(bits=2, rounding="brecq")
+GPTAQ = WeightSpec(bits=2, rounding="gptaq")
 
 
 def residual(blocks: int = 3, width: int = 8) -> Any:
@@ -63,9 +64,10 @@ def test_better_than_every_layer_alone() -> None:
         )
         for layer in layers[1:]
     }
-    blocks = reconstruct(graph, layers, names, SPEC, data)
-    assert list(blocks) == names
+    blocks, gptaq = (reconstruct(graph, layers, names, spec, data) for spec in (SPEC, GPTAQ))
+    assert list(blocks) == list(gptaq) == names
     assert error(graph, layers, blocks) < 0.8 * error(graph, layers, alone)
+    assert error(graph, layers, gptaq) < 0.9 * error(graph, layers, alone)
 
 
 def test_an_entry_depends_on_no_choice_of_layers() -> None:

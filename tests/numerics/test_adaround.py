@@ -101,7 +101,7 @@ def test_odd_weights_and_data(case: str) -> None:
         assert not found.values[1].any()
 
 
-@pytest.mark.parametrize(("rounding", "value"), [("adaround", np.nan), ("brecq", np.inf)])
+@pytest.mark.parametrize(("rounding", "value"), [("adaround", np.nan), ("gptq", np.inf)])
 def test_weights_that_are_not_finite(rounding: str, value: float) -> None:
     weight = np.ones((3, 4), np.float32)
     weight[2, 1] = value
