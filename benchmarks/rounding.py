@@ -6,12 +6,17 @@ Uniform policies but for the first convolution and the classifier, which have 8 
 of train.npz, without labels; top-1 on the second half of val.npz, and Kullback-Leibler divergence (in thousandths) to
 the float model's outputs on all of it, on stock ONNX Runtime, with float activations and with 8-bit ones. Seconds are
 those of the bank's entries at these bits, on one thread.
+
+Then mixed policies, weights alone, on the search split: the divergence under GPTQ and under GPTAQ, whose entries are
+fitted to inputs that layers of as few bits have disturbed, of random policies and of single layers among 8-bit ones.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import harness
 import numpy as np
@@ -21,6 +26,7 @@ from autoq.core.policy import Policy
 from autoq.core.scheme import BY_BLOCK, Scheme, WeightSpec
 from autoq.model.bank import Bank
 from autoq.model.calibrate import affine_table, calibrate
+from autoq.model.graph import Graph
 from autoq.model.lower import Lowering
 from autoq.model.placement import Placer
 from autoq.model.reconstruct import reconstruct
@@ -93,7 +99,44 @@ def main() -> None:
                 for kind in ("float", "a8")
             ]
             print(f"w{bits} {rounding:10} {row['seconds']:7.1f}  {figures[0]} |      {figures[1]}", flush=True)
-    harness.save("rounding", {"float32": own, "rows": table, "machine": harness.machine()})
+    found = mixed(graph, layers, batches, statistics.moments, splits[0][0])
+    harness.save("rounding", {"float32": own, "rows": table, "mixed": found, "machine": harness.machine()})
+
+
+def mixed(
+    graph: Graph, layers: Sequence[Layer], batches: Sequence[Mapping[str, np.ndarray]], moments: Any, x: np.ndarray
+) -> list[dict[str, Any]]:
+    """A row for each policy: mean bits, and the divergence under both roundings."""
+    bank, finest = Bank(graph, calibration_id="benchmark"), WeightSpec(bits=8)
+    bank.compute([(layer, finest) for layer in layers], moments)
+    for bits in (2, 4):
+        bank.compute([(layer, _spec(layer, bits, "gptq")) for layer in layers], moments)
+        spec = _spec(layers[0], bits, "gptaq")
+        entries = reconstruct(graph, layers, [layer.name for layer in layers], spec, batches)
+        for layer in layers:
+            bank.add(layer, spec, entries[layer.name])
+    lowering = Lowering(graph, layers, {}, bank.entries)
+    exact, rng, inner = outputs(graph.model.SerializeToString(), x), np.random.default_rng(0), len(layers) - 2
+    choices = [
+        ("random", [8, *rng.choice([2, 4, 8], size=inner, p=p), 8])
+        for p in ([0.1, 0.3, 0.6], [1 / 3] * 3, [0.6, 0.3, 0.1])
+        for _ in range(6)
+    ]
+    choices += [
+        ("one layer", [8] * at + [bits] + [8] * (inner + 1 - at)) for bits in (4, 2) for at in range(1, inner + 1, 4)
+    ]
+    rows = []
+    print("\n| policy | mean bits | GPTQ | GPTAQ | ratio |\n|---|---|---|---|---|")
+    for kind, bits in choices:
+        row: dict[str, Any] = {"kind": kind, "bits": float(np.mean(bits))}
+        for rounding in ("gptq", "gptaq"):
+            specs = [finest if b == 8 else _spec(layers[0], int(b), rounding) for b in bits]
+            policy = Policy.of({each.name: Scheme(weight=spec) for each, spec in zip(layers, specs, strict=True)})
+            row[rounding] = divergence(exact, outputs(lowering.build(lowering.canonical(policy)), x))
+        rows.append(row)
+        ratio = row["gptaq"] / row["gptq"]
+        print(f"| {kind} | {row['bits']:.2f} | {row['gptq']:.1f} | {row['gptaq']:.1f} | {ratio:.2f} |", flush=True)
+    return rows
 
 
 def _spec(layer: Layer, bits: int, rounding: str) -> WeightSpec:
