@@ -18,6 +18,7 @@ import numpy as np
 from autoq.core.identity import sha256_hex
 from autoq.core.objectives import Direction, Values
 from autoq.core.policy import Policy
+from autoq.core.proxy import ProxyTruth
 from autoq.core.result import FormGain, Front, FrontPoint, Latency, MetricPair, StopReason, Trial
 from autoq.core.scheme import FLOAT32
 from autoq.errors import AutoqError, DataError, MetricError, ProfileError, RunError, TrialError
@@ -31,7 +32,7 @@ from autoq.model.layers import with_macs
 from autoq.model.lower import Lowering
 from autoq.model.placement import Placer
 from autoq.model.source import SourceModel, read_model
-from autoq.numerics.bootstrap import spearman
+from autoq.record.evidence_plots import rank_text
 from autoq.record.front import write_front
 from autoq.record.health import Health, health_record
 from autoq.record.manifest import layer_record
@@ -57,6 +58,7 @@ from autoq.search.polish_log import PolishLog
 from autoq.search.polish_point import PolishWork
 from autoq.search.problem import Problem
 from autoq.search.proposer import Proposer, StudyRecord
+from autoq.search.ranking import proxy_truths
 from autoq.search.seeds import knapsack_seeds, proxies
 from autoq.search.sensitivity import Sensitivity, cached, measure, noise_power, probe_rows, probes, sensitivity
 from autoq.search.stopping import LEAST_GAIN
@@ -313,6 +315,7 @@ def _search(
         with contextlib.suppress(AutoqError):  # what is on its way is the error that ends the search
             copy_trials()
         executor.close()
+    truths = proxy_truths(problem, search.trials, predicted)
     front = dataclasses.replace(
         _front(setting, checked.baseline, search, checked.points, started),
         dropped=checked.dropped,
@@ -320,14 +323,14 @@ def _search(
         why_empty=_why_empty(search, checked.points),
         final=True,
         stop_reason=stop_reason,
-        notes=(*_stop_notes(limits, search, stop_reason), *_notes(setting, search), *polish_notes),
+        notes=(*_stop_notes(limits, search, stop_reason), *_notes(setting, search, truths), *polish_notes),
     )
     write_front(front, folder.front)
     events.step("writing the report")
     extras = _extras(setting, executor)
     example = {name: array[:EXAMPLE_ROWS] for name, array in setting.search.inputs.items()}
     health = _health(setting, lowering, front, folder, events)
-    publish(folder.path, front, search.trials, extras, tracker, example, job.data.batch, health)
+    publish(folder.path, front, search.trials, extras, tracker, example, job.data.batch, health, truths)
     return front, tuple(search.trials)
 
 
@@ -749,19 +752,11 @@ def _why_empty(search: Search, points: Sequence[FrontPoint]) -> str:
     return search.problem.nearest_miss(search.trials)
 
 
-def _notes(setting: Setting, search: Search) -> tuple[str, ...]:
+def _notes(setting: Setting, search: Search, truths: Sequence[ProxyTruth]) -> tuple[str, ...]:
     notes = list(setting.model.notes)
-    complete = [trial for trial in search.trials if trial.failure is None and trial.latency is not None]
-    modelled = [trial.latency_modelled for trial in complete if trial.latency_modelled is not None]
-    rank = (
-        spearman(modelled, [trial.latency.ratio_to_float32 for trial in complete if trial.latency])
-        if modelled
-        else None
-    )
-    if rank is not None:
-        notes.append(
-            f"the profile's latency model ranked the measured latencies with a Spearman correlation of {rank:.2f}"
-        )
+    if truths:
+        ranks = ", ".join(map(rank_text, truths))
+        notes.append(f"the proxies ranked the truth with Spearman correlations of: {ranks}")
     return tuple(notes)
 
 

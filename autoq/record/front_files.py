@@ -17,9 +17,10 @@ from autoq.record.summary import front_table
 def collect_front_files(
     front: Front, trials: Sequence[Trial], run_dir: Path, folder: Path, extras: Mapping[str, Mapping[str, object]]
 ) -> None:
-    """Put ``front.json``, both pictures, the interactive plot and the report into ``folder``.
+    """Put ``front.json``, the pictures, the interactive plot and the report into ``folder``.
 
-    Those that ``run_dir`` has are copied, so that there is one of each; the others are made. Raises ``OSError``.
+    Those that ``run_dir`` has are copied, so that there is one of each; the others are made, but for the pictures of
+    proxies and importances, which not every search has. Raises ``OSError``.
     """
     makers: dict[str, Callable[[], bytes]] = {
         "front.json": lambda: front_json(front).encode(),
@@ -31,6 +32,9 @@ def collect_front_files(
     for name, make in makers.items():
         there = run_dir / name
         (folder / name).write_bytes(there.read_bytes() if there.is_file() else make())
+    for name in ("proxies.png", "importances.png"):
+        if (run_dir / name).is_file():
+            (folder / name).write_bytes((run_dir / name).read_bytes())
 
 
 def flat_table(front: Front) -> list[dict[str, object]]:

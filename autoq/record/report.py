@@ -9,9 +9,13 @@ import html
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
+from autoq.core.proxy import ProxyTruth
 from autoq.core.result import Front, Trial
+from autoq.record.choice_summary import ties_text
+from autoq.record.evidence_plots import most_important, proxies_div, rank_text
 from autoq.record.figures import uses_final
 from autoq.record.health import Health, health_html
+from autoq.record.importance import importances
 from autoq.record.interactive import front_div, plotting_script
 from autoq.record.plot_data import BITS_COLOURS
 from autoq.record.polish_summary import polish_table
@@ -22,17 +26,22 @@ _LONGEST_MESSAGE = 400
 
 
 def report_html(
-    front: Front, trials: Sequence[Trial], extras: Mapping[str, Mapping[str, object]], health: Health | None = None
+    front: Front,
+    trials: Sequence[Trial],
+    extras: Mapping[str, Mapping[str, object]],
+    health: Health | None = None,
+    proxies: Sequence[ProxyTruth] = (),
 ) -> str:
     """The report of a search as the text of one HTML page.
 
     ``health`` is that of the front's points. ``extras`` are further tables, title -> name -> value, shown in their
-    order at the end: how it was measured, the machine, software versions.
+    order at the end: how it was measured, the machine, software versions. ``proxies`` are what was predicted.
     """
     name = html.escape(front.name)
     body = [
         f"<h1>{name}</h1>",
         f'<p class="gain">{html.escape(describe_gain(front))}</p>',
+        *(f"<p>{html.escape(text)}</p>" for text in ties_text(front)),
         f"<p>{html.escape(_facts(front))}</p>",
         *(f'<p class="note">{html.escape(note)}</p>' for note in front.notes),
         "<h2>The front</h2>",
@@ -41,6 +50,8 @@ def report_html(
         front_div(front, trials),
         "<h2>Which layer has which scheme</h2>",
         _heat_map(front),
+        _importances(front, trials),
+        _proxies(front, proxies),
         _polish(front),
         health_html(front, health) if health else "",
         _dropped(front),
@@ -127,6 +138,40 @@ def _heat_map(front: Front) -> str:
             )
         rows.append(f"<tr><th>{html.escape(layer)}</th>{''.join(cells)}</tr>")
     return f'<div class="wide"><table class="heat"><tr><th></th>{heads}</tr>{"".join(rows)}</table></div>'
+
+
+def _importances(front: Front, trials: Sequence[Trial]) -> str:
+    layers, found = importances(front, trials)
+    if not found:
+        return ""
+    shown = most_important(layers, found)
+    heads = "".join(f"<th>{html.escape(entry.objective)}<br>{entry.explained:.0%} explained</th>" for entry in found)
+    largest = max(max(entry.shares) for entry in found)
+    rows = []
+    for place in shown:
+        cells = "".join(
+            f'<td style="background:rgba(31,111,180,{0.8 * entry.shares[place] / largest:.3f})">'
+            f"{entry.shares[place]:.1%}</td>"
+            for entry in found
+        )
+        rows.append(f"<tr><th>{html.escape(layers[place])}</th>{cells}</tr>")
+    more = f" The {len(shown)} of {len(layers)} layers with the largest shares." if len(shown) < len(layers) else ""
+    return (
+        "<h2>Which layers it hangs on</h2><p>How much of the variance of each objective over the complete trials the "
+        "scheme of a layer explains. The shares of a column add up to what all layers together explain of trials "
+        f"left out; where that is little, there are too few trials to tell.{more}</p>"
+        f'<div class="wide"><table class="heat"><tr><th></th>{heads}</tr>{"".join(rows)}</table></div>'
+    )
+
+
+def _proxies(front: Front, proxies: Sequence[ProxyTruth]) -> str:
+    if not proxies:
+        return ""
+    ranks = ", ".join(rank_text(proxy) for proxy in proxies)
+    return (
+        "<h2>How well the proxies ranked the truth</h2><p>What was predicted of each trial before it was measured, "
+        f"beside what was measured. Spearman's rank correlation: {html.escape(ranks)}.</p>{proxies_div(front, proxies)}"
+    )
 
 
 def _polish(front: Front) -> str:

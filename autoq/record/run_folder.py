@@ -9,7 +9,7 @@
       models/         the files of the front, <policy id>.onnx, polished <policy id>.polished.onnx
       polish.jsonl    what came of each polish, one line each
       front.json      the front, after every trial
-      front.png, front.html, report.html, health.json      at the end
+      front.png, proxies.png, importances.png, front.html, report.html, health.json      at the end
 """
 
 from __future__ import annotations

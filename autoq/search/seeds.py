@@ -79,9 +79,14 @@ def _costs(entry: Candidates, table: Sensitivity, profile: Profile) -> npt.NDArr
     layer = entry.layer
     rows = []
     for scheme in entry.schemes:
-        size = layer.parameters * scheme.weight_bits / 8 + _bytes_of_scales(layer, scheme.weight)
-        rows.append((table.noise(layer.name, scheme), size, layer.macs * profile.cost(layer.kind, scheme, layer.uses)))
+        time = layer.macs * profile.cost(layer.kind, scheme, layer.uses)
+        rows.append((table.noise(layer.name, scheme), weight_bytes(layer, scheme), time))
     return np.array(rows, np.float64)
+
+
+def weight_bytes(layer: Layer, scheme: Scheme) -> float:
+    """What a layer's weight takes of the file under a scheme, with its scales and zero points."""
+    return layer.parameters * scheme.weight_bits / 8 + _bytes_of_scales(layer, scheme.weight)
 
 
 def _bytes_of_scales(layer: Layer, spec: WeightSpec | None) -> float:

@@ -75,7 +75,7 @@ def test_the_report_says_what_was_found_and_how(front: Front, trials: list[Trial
     assert "worker_lost: 1" in text
     assert "/layer3/2/conv2/Conv" in text and "measured alone in warm blocks" in text
     assert "onnxruntime 1.31.1" in re.sub(r"(onnxruntime)", r"\1 ", text)
-    assert page.tags.count("h1") == 1 and page.tags.count("table") == 6
+    assert page.tags.count("h1") == 1 and page.tags.count("table") == 7
 
 
 def test_the_report_needs_nothing_from_outside(front: Front, trials: list[Trial]) -> None:
