@@ -754,6 +754,14 @@ def _why_empty(search: Search, points: Sequence[FrontPoint]) -> str:
 
 def _notes(setting: Setting, search: Search, truths: Sequence[ProxyTruth]) -> tuple[str, ...]:
     notes = list(setting.model.notes)
+    tried = {trial.policy for trial in search.trials}
+    seeds = search.problem.uniform_seeds()
+    untried = [name for name, chosen in seeds if search.problem.complete(chosen) not in tried]
+    if untried:
+        notes.append(
+            f"the search ended before {len(untried)} of its {len(seeds)} uniform seeds were tried: "
+            f"{', '.join(untried)}; a larger budget begins with them"
+        )
     if truths:
         ranks = ", ".join(map(rank_text, truths))
         notes.append(f"the proxies ranked the truth with Spearman correlations of: {ranks}")

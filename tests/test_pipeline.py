@@ -21,6 +21,7 @@ from autoq.core.result import Trial
 from autoq.errors import AutoqError, ProfileError
 from autoq.pipeline import Events, _padding_mask, read_setting, run_search
 from autoq.record.front import read_front
+from autoq.record.noise import nothing_ranked
 from autoq.record.verify import verify
 from autoq.runtime.base import InputSpec
 from autoq.search.store import TrialLog
@@ -264,6 +265,48 @@ def test_no_time_at_all_ends_with_an_empty_front_that_says_so(job: Path, uri: st
     # And goes on when there is time.
     again = autoq.search(changed(job, uri, budget={"trials": 1}), out=tmp_path / "run", ray="off", resume=True)
     assert len(again.trials) == 1
+
+
+def test_a_budget_below_the_seeds_says_which_were_left_out(job: Path, uri: str, tmp_path: Path) -> None:
+    result = autoq.search(changed(job, uri, budget={"trials": 2}), out=tmp_path / "run", ray="off")
+    assert len(result.trials) == 2 and result.front.points and result.front.stop_reason == "trials"
+    (note,) = [note for note in result.front.notes if "seeds" in note]
+    tried = [trial.origin.removeprefix("seed:") for trial in result.trials]
+    assert note.startswith("the search ended before ") and "a larger budget begins with them" in note
+    listed = note.split("were tried: ")[1].split(";")[0].split(", ")
+    assert listed and not set(listed) & set(tried)
+    assert f"{len(listed)} of its {len(listed) + len(tried)} uniform seeds" in note
+
+
+def test_a_space_of_one_point_ends_with_a_front_of_one(job: Path, uri: str, tmp_path: Path) -> None:
+    space = one_policy_space(dict.fromkeys(LAYERS, "w8"))
+    (job.parent / "one.yaml").write_text(yaml.safe_dump(space))
+    result = autoq.search(changed(job, uri, space="one.yaml"), out=tmp_path / "run", ray="off")
+    assert result.front.stop_reason == "space exhausted"
+    assert [trial.id for trial in result.trials] == [point.id for point in result.front.points]
+    for how in ("knee", "best", "smallest"):
+        assert result.select(how) is result.front.points[0]
+    assert result.select(weights={"metric": 1}) is result.front.points[0]
+    assert not [note for note in result.front.notes if "seeds" in note or "Spearman" in note]
+
+
+def test_a_metric_that_is_noise_ranks_nothing_and_says_so(job: Path, uri: str, tmp_path: Path) -> None:
+    (job.parent / "noise.py").write_text(
+        "import zlib\nimport numpy as np\n"
+        "def score(outputs, targets):\n"
+        "    return float(np.random.default_rng([4, zlib.crc32(outputs['y'].tobytes())]).normal())\n"
+    )
+    values = changed(job, uri, budget={"trials": 6}, metric={"function": "noise.py:score"})
+    result = autoq.search(values, out=tmp_path / "run", ray="off")
+    points = result.front.points
+    if len(points) < 2:
+        pytest.skip("on this machine the noise left one point on the front")
+    pairs = [pair for point in points for pair in point.metric.gap_se]
+    assert len(pairs) == len(points) * (len(points) - 1) // 2
+    # Independent figures of variance 1 differ by their root of two.
+    assert np.mean([error for _, error in pairs]) == pytest.approx(2**0.5, rel=0.15)
+    assert ("tells no two of these" in result.summary()) is nothing_ranked(result.front)
+    assert ("tells no two of these" in (tmp_path / "run" / "report.html").read_text()) is nothing_ranked(result.front)
 
 
 def test_bounds_that_nothing_keeps_name_the_nearest_miss(job: Path, uri: str, tmp_path: Path) -> None:

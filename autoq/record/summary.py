@@ -71,7 +71,7 @@ def describe_gain(front: Front) -> str:
     baseline = front.baseline
     points = [point for point in front.points if point.policy != baseline.policy]
     if not points:
-        why = f" {front.why_empty[0].upper()}{front.why_empty[1:]}." if front.why_empty else ""
+        why = f" Why: {front.why_empty}." if front.why_empty else ""
         return f"Nothing was gained: no quantized model is on the front.{why}"
     marks = {key: [m for m in names if m != "best"] for key, names in front_marks(front).items()}
     timed = [point.latency for point in points if point.latency]

@@ -13,9 +13,12 @@ from autoq.search.problem import Problem
 from autoq.search.seeds import weight_bytes
 from autoq.search.sensitivity import Sensitivity
 
+FEWEST = 3
+"""Two trials are always ranked quite right or quite wrong."""
+
 
 def proxy_truths(problem: Problem, trials: Sequence[Trial], table: Sensitivity | None) -> tuple[ProxyTruth, ...]:
-    """One for each objective of which at least two trials have a prediction and a measurement.
+    """One for each objective of which :data:`FEWEST` trials or more have a prediction and a measurement.
 
     ``table`` has the layers' noise; without it nothing is predicted of the metric.
     """
@@ -27,7 +30,7 @@ def proxy_truths(problem: Problem, trials: Sequence[Trial], table: Sensitivity |
                 predicted, measured = _predicted(problem, trial, objective, table), _measured(problem, trial, objective)
                 if predicted is not None and measured is not None and math.isfinite(predicted):
                     rows.append((trial.id, predicted, measured))
-        if len(rows) > 1:
+        if len(rows) >= FEWEST:
             ids, guesses, truths = zip(*rows, strict=True)
             found.append(
                 ProxyTruth(

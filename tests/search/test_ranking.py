@@ -43,10 +43,10 @@ def test_each_objective_has_its_proxy_and_its_truth() -> None:
 
 def test_what_cannot_be_predicted_is_left_out() -> None:
     problem = make_problem(("a",))
-    trials = [make_trial(n, Policy.of({"a": scheme}), 0.9, 0.5, 100) for n, scheme in enumerate((FLOAT32, W8))]
+    trials = [make_trial(n, Policy.of({"a": scheme}), 0.9, 0.5, 100) for n, scheme in enumerate((FLOAT32, W8, W4))]
     # No table, and one without this layer's scheme: nothing is said of the metric.
     for table in (None, Sensitivity(weights={}, activations={})):
         assert [entry.objective for entry in proxy_truths(problem, trials, table)] == ["latency", "size"]
     latency, _ = proxy_truths(problem, trials, None)
     assert latency.spearman is None  # all are as fast
-    assert proxy_truths(problem, trials[:1], None) == ()
+    assert proxy_truths(problem, trials[:2], None) == ()
