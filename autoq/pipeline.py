@@ -49,6 +49,7 @@ from autoq.runtime.timing import TimingPlan
 from autoq.search.candidates import Candidates, candidates
 from autoq.search.evaluate import Workload
 from autoq.search.executor import Executor, LocalExecutor
+from autoq.search.fidelity import Steps, plan_steps, planned_looks
 from autoq.search.final import check_front
 from autoq.search.form_probe import FormFigure, probe_forms
 from autoq.search.groundwork import lay_groundwork
@@ -227,7 +228,7 @@ def _search(
     # First, since a metric that does not fit the model shows here, and what follows may take minutes.
     events.step("measuring float32")
     meter = _meter(setting)
-    baseline = _baseline(setting, meter, folder)
+    baseline, answers = _baseline(setting, meter, folder)
     lowering = lay_groundwork(
         setting.model,
         setting.candidates,
@@ -265,7 +266,8 @@ def _search(
             tracker.log_trial(trial)
 
     events.step("starting workers" if ray != "off" else "searching")
-    executor = _executor(_workload(setting, lowering), meter, ray, workers)
+    workload = _workload(setting, lowering, _steps(setting, answers))
+    executor = _executor(workload, meter, ray, workers)
     try:
         search = Search(
             problem=problem,
@@ -276,6 +278,7 @@ def _search(
             clock=time.monotonic,
             on_trial=on_trial,
             meanwhile=copy_trials,
+            step_rows=setting.search.rows if workload.steps else None,
         )
         if not folder.front.exists():
             write_front(running_front(search), folder.front)
@@ -418,12 +421,13 @@ def _record(folder: RunFolder, setting: Setting, recorded: Mapping[str, Any]) ->
         "latency": job.to_dict()["latency"],
         "sampler": job.search.sampler,
         "seed": job.seed,
+        "search.fidelity": "steps" if _looks(setting) else "full",
         **({"forms": list(setting.forms)} if setting.forms else {}),
         **({"padding mask": setting.padding_mask} if setting.padding_mask else {}),
     }
     if recorded:
         # Runs from before it was part of the identity have it in their job alone.
-        before = {"data.batch": recorded.get("job", {}).get("data", {}).get("batch")}
+        before = {"data.batch": recorded.get("job", {}).get("data", {}).get("batch"), "search.fidelity": "full"}
         folder.check_identity(before | recorded.get("identity", {}), identity)
     return {
         "name": job.name,
@@ -511,8 +515,11 @@ def _form_gain(setting: Setting, lowering: Lowering, meter: Meter) -> FormGain |
             raise MetricError(f"the float32 model in the forms {', '.join(setting.forms)} fails: {error}") from None
 
 
-def _baseline(setting: Setting, meter: Meter, folder: RunFolder) -> FrontPoint:
-    """The float32 model as its file gave it: scored and measured like a candidate, its ratio 1 by definition."""
+def _baseline(setting: Setting, meter: Meter, folder: RunFolder) -> tuple[FrontPoint, Mapping[str, np.ndarray]]:
+    """The float32 model as its file gave it: scored and measured like a candidate, its ratio 1 by definition.
+
+    And its outputs on the search split.
+    """
     model, split = setting.model, setting.search
     try:
         outputs = run_batches(open_session(model.path), split.inputs, setting.job.data.batch)
@@ -521,7 +528,7 @@ def _baseline(setting: Setting, meter: Meter, folder: RunFolder) -> FrontPoint:
     except TrialError as error:
         raise MetricError(f"the float32 model cannot be scored or measured: {error}") from None
     own = measured.latency
-    return FrontPoint(
+    point = FrontPoint(
         id="float32",
         policy=Policy.uniform([layer.name for layer in model.layers], FLOAT32),
         metric=MetricPair(search=metric),
@@ -538,6 +545,29 @@ def _baseline(setting: Setting, meter: Meter, folder: RunFolder) -> FrontPoint:
         model_path=os.path.relpath(model.path, folder.path),
         sha256=model.sha256,
         origin="the model as given",
+    )
+    return point, outputs
+
+
+def _looks(setting: Setting) -> tuple[int, ...]:
+    """After how many rows of the search split candidates may be dropped; none where all are scored whatever comes."""
+    if setting.job.search.fidelity == "full":
+        return ()
+    return planned_looks(setting.search.rows, setting.search.group, _chunk(setting))
+
+
+def _chunk(setting: Setting) -> int:
+    """Rows that go through the model at once when it is scored."""
+    fixed = {spec.shape[0] for spec in setting.inputs if spec.shape and spec.shape[0] is not None}
+    return max(fixed, default=None) or setting.job.data.batch
+
+
+def _steps(setting: Setting, answers: Mapping[str, np.ndarray]) -> Steps | None:
+    if not _looks(setting):
+        return None
+    split = setting.search
+    return plan_steps(
+        setting.metric, answers, split.targets, group=split.group, chunk=_chunk(setting), seed=setting.job.seed
     )
 
 
@@ -606,7 +636,7 @@ def _proposer(setting: Setting, problem: Problem, predicted: Sensitivity | None)
     )
 
 
-def _workload(setting: Setting, lowering: Lowering) -> Workload:
+def _workload(setting: Setting, lowering: Lowering, steps: Steps | None = None) -> Workload:
     return Workload(
         model=setting.model.graph.model.SerializeToString(),
         layers=setting.model.layers,
@@ -621,6 +651,7 @@ def _workload(setting: Setting, lowering: Lowering) -> Workload:
         batch=setting.job.data.batch,
         accuracy_level=lowering.accuracy_level,
         forms=setting.forms,
+        steps=steps,
     )
 
 
@@ -666,7 +697,7 @@ def _directions(setting: Setting) -> list[Direction]:
 
 
 def _study_values(trial: Trial, setting: Setting) -> list[float] | None:
-    if trial.failure is not None:
+    if not trial.complete:
         return None
     measured = {
         "metric": trial.metric,
@@ -698,6 +729,7 @@ def _front(
     setting: Setting, baseline: FrontPoint, search: Search, points: Sequence[FrontPoint], started: float
 ) -> Front:
     failed = sum(trial.failure is not None for trial in search.trials)
+    pruned = sum(trial.pruned is not None for trial in search.trials)
     return Front(
         name=setting.job.name,
         objectives=setting.job.objectives,
@@ -705,8 +737,9 @@ def _front(
         metric_direction=setting.metric.direction,
         baseline=baseline,
         points=tuple(points),
-        trials_complete=len(search.trials) - failed,
+        trials_complete=len(search.trials) - failed - pruned,
         trials_failed=failed,
+        trials_pruned=pruned,
         wall_s=time.monotonic() - started,
     )
 

@@ -19,11 +19,13 @@ from autoq.core.identity import sha256_hex
 from autoq.core.objectives import constraint_violations, point_values
 from autoq.core.result import Trial
 from autoq.errors import AutoqError, ProfileError
-from autoq.pipeline import Events, _padding_mask, read_setting, run_search
+from autoq.pipeline import Events, _padding_mask, _workload, read_setting, run_search
 from autoq.record.front import read_front
 from autoq.record.noise import nothing_ranked
 from autoq.record.verify import verify
 from autoq.runtime.base import InputSpec
+from autoq.search.evaluate import Evaluator, Scored
+from autoq.search.groundwork import lay_groundwork
 from autoq.search.store import TrialLog
 from autoq.spec.job import load_job
 from tests.small_job import (
@@ -33,6 +35,8 @@ from tests.small_job import (
     job_values,
     one_policy_space,
     shared_run,
+    small_data,
+    small_model,
     tracking_uri,
     write_job,
 )
@@ -395,3 +399,91 @@ def test_why_a_search_ended_early_is_told_everywhere(job: Path, uri: str, tmp_pa
     assert again.front.stop_reason == "no gain" and len(again.trials) < 60
     assert any(note.startswith(f"stopped after {len(again.trials)} trials: the last 8") for note in again.front.notes)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["stop_reason"] == "no gain"
+
+
+# Fidelity steps -------------------------------------------------------------------------------------------------------
+
+
+def steps_values(uri: str, **changes: Any) -> dict[str, Any]:
+    """The small job with a search split of 800 rows, in steps of 100, 200 and 400, and room for bad candidates."""
+    values = job_values(uri, budget={"trials": 16}, constraints={"max_metric_drop": 0.05}, **changes)
+    values["data"] |= {"search": {"path": "many.npz"}, "batch": 50}
+    return values
+
+
+@pytest.fixture(scope="module")
+def steps_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("steps")
+    write_job(folder)
+    np.savez(folder / "many.npz", **small_data(small_model(), seed=5, rows=800))  # type: ignore[arg-type]
+    return dump_job(folder / "steps.yaml", steps_values(f"sqlite:///{folder}/mlflow.db"))
+
+
+@pytest.fixture(scope="module")
+def steps_run(steps_job: Path) -> Path:
+    autoq.search(steps_job, out=steps_job.parent / "run", ray="off")
+    return steps_job.parent / "run"
+
+
+def test_hopeless_candidates_are_dropped_and_told_as_such(steps_job: Path, steps_run: Path) -> None:
+    trials = TrialLog(steps_run / "trials.jsonl").read()
+    front = read_front(steps_run / "front.json")
+    pruned = {trial.id: trial.pruned for trial in trials if trial.pruned is not None}
+    assert pruned and any(each.rows < each.of == 800 for each in pruned.values())
+    assert (front.trials_complete, front.trials_pruned) == (len(trials) - len(pruned), len(pruned))
+    on_front = {point.id for point in front.points} | {dropped.point.id for dropped in front.dropped}
+    assert not on_front & pruned.keys()
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{steps_run}/study.db")
+    states = {each.user_attrs["policy_id"]: each for each in study.trials}
+    for key, own in pruned.items():
+        assert states[key].state == optuna.trial.TrialState.PRUNED
+        assert states[key].user_attrs["pruned.rows"] == own.rows and states[key].user_attrs["pruned.why"] == own.why
+    record = json.loads((steps_run / "run.json").read_text())["tracking"]
+    client = mlflow.MlflowClient(record["uri"])
+    parent = client.get_run(record["run_id"])
+    assert parent.data.metrics["trials_pruned"] == len(pruned)
+    children = client.search_runs([parent.info.experiment_id], f"tags.mlflow.parentRunId = '{record['run_id']}'")
+    tagged = {run.data.tags["autoq.policy"]: run for run in children if "autoq.pruned" in run.data.tags}
+    assert tagged.keys() == pruned.keys()
+    assert all(run.data.metrics["pruned.rows"] == pruned[key].rows for key, run in tagged.items())
+    report = (steps_run / "report.html").read_text()
+    assert "<h2>Dropped on the way</h2>" in report and f"{len(pruned)} dropped on the way" in report
+
+
+def test_what_was_dropped_was_dropped_rightly(steps_job: Path, steps_run: Path) -> None:
+    """The same policies scored on all rows: each dropped one is dominated or breaks the constraint there, too."""
+    trials = TrialLog(steps_run / "trials.jsonl").read()
+    setting = read_setting(load_job(steps_job))
+    lowering = lay_groundwork(setting.model, setting.candidates, setting.calibration, setting.inputs, cache_dir=None)
+    evaluator = Evaluator(_workload(setting, lowering))
+    float32 = 1.0  # the targets are the model's own answers
+    true: dict[str, Scored] = {}
+    for trial in trials:
+        found = evaluator.evaluate(trial.policy)
+        assert isinstance(found, Scored) and found.sha256 == trial.sha256
+        assert trial.metric in (found.metric, None) and (trial.metric is not None or trial.pruned is not None)
+        true[trial.id] = found
+    for trial in trials:
+        if trial.pruned is not None:
+            own = true[trial.id]
+            rivals = [
+                true[other.id].metric
+                for other in trials
+                if other.number < trial.number and other.complete and (other.size_bytes or 0) <= own.size_bytes
+            ]
+            assert own.metric < float32 - 0.05 or own.metric <= max(rivals)
+            assert abs(own.metric - trial.pruned.metric) < 0.15
+
+
+def test_full_fidelity_scores_everything_and_may_not_continue_steps(
+    steps_job: Path, steps_run: Path, uri: str, tmp_path: Path
+) -> None:
+    full = dump_job(steps_job.parent / "full.yaml", steps_values(uri, search={"fidelity": "full"}))
+    with pytest.raises(AutoqError, match=r"search\.fidelity was steps, is full"):
+        autoq.search(full, out=steps_run, ray="off", resume=True)
+    result = autoq.search(full, out=tmp_path / "run", ray="off", trials=4)
+    assert all(trial.complete for trial in result.trials)
+    # The uniform policies come first in both: what both scored, they scored the same.
+    before = {trial.id: trial for trial in TrialLog(steps_run / "trials.jsonl").read() if trial.complete}
+    both = [trial for trial in result.trials if trial.id in before]
+    assert both and all(trial.metric == before[trial.id].metric for trial in both)

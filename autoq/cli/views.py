@@ -23,7 +23,8 @@ from autoq.spec.hardware import Profile
 def print_next_steps(outcome: Outcome) -> None:
     """Where everything lies and what to do with it."""
     front = outcome.front
-    failed = f", {front.trials_failed} failed" if front.trials_failed else ""
+    failed = f", {front.trials_pruned} dropped on the way" if front.trials_pruned else ""
+    failed += f", {front.trials_failed} failed" if front.trials_failed else ""
     out = console()
     out.print(
         f"{front.trials_complete} trials{failed} in {front.wall_s:.0f} s; stopped by: {front.stop_reason}. "

@@ -54,13 +54,34 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """A candidate that was dropped on the way, since the rest of its evaluation could hardly bring it to the front.
+
+    Of the search split's ``of`` rows it was scored on ``rows``. ``metric`` is the estimate that they give of its metric
+    on all rows (float32's, less the paired difference), ``bound`` what that will not surpass, with confidence; both are
+    estimates unless all rows were scored. ``why`` says in words what it falls short of.
+    """
+
+    rows: int
+    of: int
+    metric: float
+    bound: float
+    why: str
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.metric) and math.isfinite(self.bound)):
+            raise ValueError(f"a pruned trial's estimates must be finite, not {self.metric} and {self.bound}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     """One candidate and what was measured of it.
 
     ``origin`` says who proposed it (``"seed:w8a8@minmax"``, ``"sampler:nsga2"``, …). ``metric`` is the value on the
     search split, in the metric's own direction. ``latency_modelled`` is the profile's estimate of
     ``ratio_to_float32``: it guides proposals and is never shown as a measurement. ``seconds`` has the wall time of
-    each step: ``build``, ``load``, ``metric``, ``measure``, ….
+    each step: ``build``, ``load``, ``metric``, ``measure``, …. One that was ``pruned`` has neither latency nor memory,
+    and a ``metric`` only where all rows were scored.
     """
 
     number: int
@@ -75,8 +96,11 @@ class Trial:
     sha256: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     failure: Failure | None = None
+    pruned: Pruned | None = None
 
     def __post_init__(self) -> None:
+        if self.pruned is not None and self.failure is not None:
+            raise ValueError(f"trial {self.number} was pruned: it cannot have failed as well")
         if self.metric is not None and not math.isfinite(self.metric):
             raise ValueError(f"trial {self.number}: the metric is {self.metric}; it must be finite or missing")
 
@@ -84,6 +108,11 @@ class Trial:
     def id(self) -> str:
         """The policy's id."""
         return self.policy.id
+
+    @property
+    def complete(self) -> bool:
+        """Whether all was measured: it has not failed, and was not pruned."""
+        return self.failure is None and self.pruned is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +211,7 @@ class Front:
     dropped: tuple[DroppedPoint, ...] = ()
     trials_complete: int = 0
     trials_failed: int = 0
+    trials_pruned: int = 0
     wall_s: float = 0.0
     final: bool = False
     stop_reason: str = ""

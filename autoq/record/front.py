@@ -3,7 +3,8 @@
 Version 1::
 
     {"version": 1, "name": str, "objectives": [str], "metric": {"name": str, "direction": "maximize" | "minimize"},
-     "final": bool, "stop_reason": str, "notes": [str], "trials": {"complete": int, "failed": int}, "wall_s": float,
+     "final": bool, "stop_reason": str, "notes": [str], "trials": {"complete": int, "failed": int, "pruned": int},
+     "wall_s": float,
      "baseline": POINT, "points": [POINT], "dropped": [{"point": POINT, "why": str}],
      "form": {"names": [str], "latency": LATENCY}, "why_empty": str}
     POINT = {"id": str, "policy": {layer: scheme},
@@ -15,7 +16,8 @@ Version 1::
 
 ``form`` is there where the points have another form than the model, ``polish`` where a point was polished, ``gap_se``
 (:class:`autoq.core.result.MetricPair`) from the second point of a final front on, ``why_empty`` where there are no
-points. Raw timing samples are left out. A reader ignores fields it does not know, and refuses a newer version.
+points, ``pruned`` where trials were. Raw timing samples are left out. A reader ignores fields it does not know, and
+refuses a newer version.
 """
 
 from __future__ import annotations
@@ -50,7 +52,11 @@ def front_json(front: Front) -> str:
         "final": front.final,
         "stop_reason": front.stop_reason,
         "notes": list(front.notes),
-        "trials": {"complete": front.trials_complete, "failed": front.trials_failed},
+        "trials": {
+            "complete": front.trials_complete,
+            "failed": front.trials_failed,
+            **({"pruned": front.trials_pruned} if front.trials_pruned else {}),
+        },
         "wall_s": front.wall_s,
         "baseline": _point_document(front.baseline),
         "points": [_point_document(point) for point in front.points],
@@ -105,6 +111,7 @@ def _read_version_1(root: Node) -> Front:
         ),
         trials_complete=trials.get("complete").integer(),
         trials_failed=trials.get("failed").integer(),
+        trials_pruned=trials.get("pruned").integer() if "pruned" in trials.value else 0,
         wall_s=root.get("wall_s").number(),
         final=root.get("final").flag(),
         stop_reason=root.get("stop_reason").text(),

@@ -91,7 +91,7 @@ def _panel(front: Front, trials: Sequence[Trial], objective: str) -> Panel | Non
     clouds = []
     for trial in trials:
         x = _x(trial, objective)
-        if trial.failure is None and trial.metric is not None and x is not None:
+        if trial.complete and trial.metric is not None and x is not None:
             drop = metric_drop(trial.metric, front.baseline.metric.search, front.metric_direction)
             who = f"trial {trial.number}, {trial.origin}"
             lines = (who, policy_summary(trial.policy), f"search split: {trial.metric:.5g}")

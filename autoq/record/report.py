@@ -55,6 +55,7 @@ def report_html(
         _polish(front),
         health_html(front, health) if health else "",
         _dropped(front),
+        _pruned(trials),
         _failures(trials),
         "<h2>How it was measured</h2>",
         _measurement(front),
@@ -67,7 +68,8 @@ def report_html(
 
 
 def _facts(front: Front) -> str:
-    text = f"{front.trials_complete} trials complete, {front.trials_failed} failed, {front.wall_s:,.0f} s"
+    pruned = f"{front.trials_pruned} dropped on the way, " if front.trials_pruned else ""
+    text = f"{front.trials_complete} trials complete, {pruned}{front.trials_failed} failed, {front.wall_s:,.0f} s"
     text += f"; ended by: {front.stop_reason}." if front.stop_reason else "."
     return text if front.final else text + " This front is a running one: the final check has not been made."
 
@@ -216,6 +218,19 @@ def _dropped(front: Front) -> str:
     )
     head = "<tr><th>model</th><th>why</th><th>schemes</th></tr>"
     return f"<h2>Taken off by the final check</h2><table>{head}{rows}</table>"
+
+
+def _pruned(trials: Sequence[Trial]) -> str:
+    pruned = [(trial, trial.pruned) for trial in trials if trial.pruned is not None]
+    if not pruned:
+        return ""
+    rows = "".join(
+        f"<tr><td>{trial.number}</td><td><code>{html.escape(trial.id)}</code></td><td>{own.rows:,} of {own.of:,}</td>"
+        f"<td>{html.escape(own.why)}</td><td>{html.escape(policy_summary(trial.policy))}</td></tr>"
+        for trial, own in pruned
+    )
+    head = "<tr><th>trial</th><th>model</th><th>rows</th><th>why</th><th>schemes</th></tr>"
+    return f'<h2>Dropped on the way</h2><div class="wide"><table>{head}{rows}</table></div>'
 
 
 def _failures(trials: Sequence[Trial]) -> str:

@@ -156,7 +156,7 @@ class Tracker:
             self._client.log_artifacts(self.run_id, folder)
             self._log_table(front)
             counts = {"trials_complete": front.trials_complete, "trials_failed": front.trials_failed}
-            counts |= {"front_points": len(front.points)}
+            counts |= {"trials_pruned": front.trials_pruned, "front_points": len(front.points)}
             tags = {"autoq.final": str(front.final), "autoq.stop_reason": front.stop_reason}
             self._log_values(self.run_id, {**counts, "wall_s": front.wall_s}, {}, tags)
             for point in front.points:
@@ -215,7 +215,7 @@ class Tracker:
             self._client.log_dict(run_id, trial.policy.to_text(), "policy.json")
         self._client.set_terminated(run_id, "FAILED" if trial.failure else "FINISHED", end_time=now)
         self._done[key] = self._begun.pop(key)
-        if trial.failure is None:
+        if trial.complete:
             self._child_of[trial.id] = run_id
 
     def _log_values(

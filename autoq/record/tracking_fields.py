@@ -72,7 +72,10 @@ def trial_params(trial: Trial) -> dict[str, str]:
 
 
 def trial_metrics(trial: Trial) -> dict[str, float]:
-    """What was measured, by name; what was not measured has no entry. ``latency_modelled`` is an estimate."""
+    """What was measured, by name; what was not measured has no entry.
+
+    ``latency_modelled`` and, of a pruned trial, ``pruned.metric`` and ``pruned.bound`` are estimates.
+    """
     latency = trial.latency
     values = {
         "metric": trial.metric,
@@ -85,6 +88,9 @@ def trial_metrics(trial: Trial) -> dict[str, float]:
         "peak_memory_bytes": trial.peak_memory_bytes,
         "weight_bits_mean": trial.weight_bits_mean,
     }
+    if trial.pruned is not None:
+        values |= {"pruned.rows": trial.pruned.rows, "pruned.metric": trial.pruned.metric}
+        values |= {"pruned.bound": trial.pruned.bound}
     values |= {f"seconds.{step}": seconds for step, seconds in trial.seconds.items()}
     return {name: float(value) for name, value in values.items() if value is not None}
 
@@ -116,6 +122,8 @@ def trial_tags(trial: Trial) -> dict[str, str]:
     if trial.failure is not None:
         tags["autoq.failure"] = trial.failure.reason
         tags["autoq.failure_message"] = cut(trial.failure.message, MAX_TAG)
+    if trial.pruned is not None:
+        tags["autoq.pruned"] = cut(trial.pruned.why, MAX_TAG)
     return tags
 
 

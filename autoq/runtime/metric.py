@@ -85,6 +85,22 @@ class Metric:
         name = _output_name(self.choice, outputs)
         return {name: outputs[name]}
 
+    def hits(self, outputs: Outputs, targets: np.ndarray | None) -> np.ndarray | None:
+        """Which rows are right, bool [rows], where the metric is accuracy over rows: its mean. ``None`` elsewhere.
+
+        For outputs and targets that the metric accepts.
+        """
+        choice = self.choice
+        if choice.name is None or choice.kwargs or self.direction != "maximize" or targets is None:
+            return None
+        named = find_metric(choice.name)
+        if named.function != "accuracy_score" or named.kwargs or named.sign != 1:
+            return None
+        output = outputs[_output_name(choice, outputs)]
+        axis = -1 if choice.axis is None else choice.axis
+        truth, predicted = read_labels(output, targets, axis, f"metric {choice.name!r}")
+        return np.asarray(predicted == truth) if len(predicted) == len(targets) else None
+
     def classes(self, outputs: Outputs, targets: np.ndarray | None) -> tuple[str, int] | None:
         """The output that holds one value for each class, and its axis of classes; ``None`` where none does.
 

@@ -7,7 +7,7 @@ as ONNX Runtime ships them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,7 @@ def run_batches(
             raise TrialError("metric", f"ONNX Runtime failed on {where}: {clean_message(error)}") from error
         for name, output in zip(names, outputs, strict=True):
             parts[name].append(_rows_of_output(name, output, fed)[:kept])
-    return {name: _joined(name, part) for name, part in parts.items()}
+    return {name: joined(name, part) for name, part in parts.items()}
 
 
 def clean_message(error: BaseException) -> str:
@@ -193,7 +193,8 @@ def _rows_of_output(name: str, output: Any, fed: int) -> np.ndarray:
     return output
 
 
-def _joined(name: str, parts: list[np.ndarray]) -> np.ndarray:
+def joined(name: str, parts: Sequence[np.ndarray]) -> np.ndarray:
+    """One output of several batches; raises :class:`~autoq.errors.TrialError` (``metric``) where its shape changes."""
     if len({part.shape[1:] for part in parts}) > 1:
         shapes = sorted({str(list(part.shape[1:])) for part in parts})
         raise TrialError("metric", f"output {name!r} changes its shape from batch to batch: {', '.join(shapes)}")

@@ -14,7 +14,7 @@ import onnx
 
 from autoq.core.layer import Layer
 from autoq.core.policy import Policy
-from autoq.core.result import Failure
+from autoq.core.result import Failure, Pruned
 from autoq.core.scheme import ActivationSpec, WeightSpec
 from autoq.errors import MetricError, TrialError
 from autoq.model.entries import Entry
@@ -22,6 +22,7 @@ from autoq.model.graph import Graph
 from autoq.model.lower import Affine, Lowering
 from autoq.runtime.metric import Metric
 from autoq.runtime.ort import open_session, run_batches
+from autoq.search.fidelity import Hurdle, Steps, score_in_steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +31,7 @@ class Workload:
 
     ``model`` is the serialized prepared model; ``inputs`` [rows, ...] and ``targets`` [rows] are the search split;
     ``metric`` is the job's metric as plain data, with ``base_dir`` to find its file. ``forms`` are those that
-    candidates are written in.
+    candidates are written in. ``steps`` is how they are scored; ``None`` is on all rows at once.
     """
 
     model: bytes
@@ -47,6 +48,7 @@ class Workload:
     accuracy_level: int = 4
     threads: int = 1
     forms: tuple[str, ...] = ()
+    steps: Steps | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +65,17 @@ class Scored:
     def size_bytes(self) -> int:
         """Size of the file."""
         return len(self.model)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dropped:
+    """A candidate that was dropped before all rows were scored, or since it is not worth timing."""
+
+    pruned: Pruned
+    size_bytes: int
+    sha256: str
+    weight_bits_mean: float
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class Evaluator:
@@ -83,21 +96,32 @@ class Evaluator:
         )
         self.metric = Metric.from_spec(workload.metric, Path(workload.base_dir))
 
-    def evaluate(self, policy: Policy) -> Scored | Failure:
-        """Builds, loads and scores a canonical policy. What goes wrong with the candidate comes back as a value.
+    def evaluate(self, policy: Policy, hurdle: Hurdle | None = None) -> Scored | Dropped | Failure:
+        """Builds, loads and scores a canonical policy; one that will not take its ``hurdle`` is dropped on the way.
 
-        That holds for a defect of our own, too: one candidate that cannot be built must not cost the whole search.
+        What goes wrong with the candidate comes back as a value. That holds for a defect of our own, too: one candidate
+        that cannot be built must not cost the whole search.
         """
-        return self.score(policy, lambda: self.lowering.build(policy))
+        return self._attempt(policy, lambda: self.lowering.build(policy), hurdle or Hurdle())
 
     def score(self, policy: Policy, build: Callable[[], bytes]) -> Scored | Failure:
-        """As :meth:`evaluate`, of the file that ``build`` gives."""
+        """As :meth:`evaluate`, of the file that ``build`` gives, on all rows whatever comes."""
+        result = self._attempt(policy, build, Hurdle())
+        assert not isinstance(result, Dropped)
+        return result
+
+    def _attempt(self, policy: Policy, build: Callable[[], bytes], hurdle: Hurdle) -> Scored | Dropped | Failure:
         seconds: dict[str, float] = {}
         work = self.workload
         try:
             model = _timed(seconds, "build", build)
             session = _timed(seconds, "load", lambda: open_session(model, threads=work.threads))
-            outputs = _timed(seconds, "metric", lambda: run_batches(session, work.inputs, work.batch))
+            outputs, pruned = _timed(seconds, "metric", lambda: self._outputs(session, hurdle.for_size(len(model))))
+            sha256, bits = hashlib.sha256(model).hexdigest(), weight_bits_mean(work.layers, policy)
+            if pruned is not None:
+                return Dropped(
+                    pruned=pruned, size_bytes=len(model), sha256=sha256, weight_bits_mean=bits, seconds=seconds
+                )
             metric = _timed(seconds, "metric_function", lambda: self.metric(outputs, work.targets))
         except TrialError as error:
             return Failure(reason=error.reason, message=str(error))  # type: ignore[arg-type]
@@ -107,12 +131,19 @@ class Evaluator:
             step = list(seconds)[-1].removesuffix("_function")
             message = f"internal error, {type(error).__name__}: {' '.join(str(error).split())[:300]}"
             return Failure(reason=step, message=message)  # type: ignore[arg-type]
-        return Scored(
-            model=model,
-            metric=metric,
-            sha256=hashlib.sha256(model).hexdigest(),
-            weight_bits_mean=weight_bits_mean(work.layers, policy),
-            seconds=seconds,
+        return Scored(model=model, metric=metric, sha256=sha256, weight_bits_mean=bits, seconds=seconds)
+
+    def _outputs(self, session: Any, limit: tuple[float, str]) -> tuple[dict[str, np.ndarray], Pruned | None]:
+        work = self.workload
+        if work.steps is None:
+            return run_batches(session, work.inputs, work.batch), None
+        return score_in_steps(
+            lambda rows: run_batches(session, rows, work.batch),
+            self.metric,
+            work.inputs,
+            work.targets,
+            work.steps,
+            limit,
         )
 
 

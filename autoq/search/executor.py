@@ -10,7 +10,8 @@ from autoq.core.policy import Policy
 from autoq.core.result import Failure, Latency
 from autoq.errors import TrialError
 from autoq.runtime.meter import Measurement, Meter
-from autoq.search.evaluate import Evaluator, Scored, Workload
+from autoq.search.evaluate import Dropped, Evaluator, Scored, Workload
+from autoq.search.fidelity import Hurdle
 
 Task = Callable[[Evaluator, Any, Any], Any]
 
@@ -20,8 +21,13 @@ class Executor(Protocol):
 
     description: str
 
-    def score(self, policies: Sequence[Policy]) -> Iterator[Scored | Failure]:
-        """One result for each policy, in their order, as they become ready."""
+    def score(
+        self, policies: Sequence[Policy], hurdles: Sequence[Hurdle] | None = None
+    ) -> Iterator[Scored | Dropped | Failure]:
+        """One result for each policy, in their order, as they become ready.
+
+        ``hurdles`` has one for each policy; ``None`` are such as everything takes.
+        """
         ...
 
     def run(self, task: Task, shared: Any, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
@@ -57,9 +63,11 @@ class LocalExecutor:
         self._evaluator = Evaluator(workload)
         self._meter = meter
 
-    def score(self, policies: Sequence[Policy]) -> Iterator[Scored | Failure]:
+    def score(
+        self, policies: Sequence[Policy], hurdles: Sequence[Hurdle] | None = None
+    ) -> Iterator[Scored | Dropped | Failure]:
         """See :class:`Executor`."""
-        return (self._evaluator.evaluate(policy) for policy in policies)
+        return (self._evaluator.evaluate(*each) for each in zip(policies, with_hurdles(policies, hurdles), strict=True))
 
     def run(self, task: Task, shared: Any, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """See :class:`Executor`."""
@@ -77,6 +85,11 @@ class LocalExecutor:
     def close(self) -> None:
         """See :class:`Executor`."""
         self._meter.close()
+
+
+def with_hurdles(policies: Sequence[Policy], hurdles: Sequence[Hurdle] | None) -> Sequence[Hurdle]:
+    """A hurdle for each policy: those given, or such as everything takes."""
+    return [Hurdle()] * len(policies) if hurdles is None else hurdles
 
 
 def attempted(task: Task, evaluator: Evaluator, shared: Any, item: Any) -> Any:

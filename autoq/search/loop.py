@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autoq.core.objectives import Constraints
+from autoq.core.objectives import Constraints, metric_drop
 from autoq.core.policy import Policy
-from autoq.core.result import PASSING_FAILURES, Failure, StopReason, Trial
-from autoq.search.evaluate import Scored
+from autoq.core.result import PASSING_FAILURES, Failure, Pruned, StopReason, Trial
+from autoq.search.evaluate import Dropped, Scored
 from autoq.search.executor import Executor
 from autoq.search.problem import Problem
 from autoq.search.proposer import Proposal, Proposer
@@ -43,6 +43,7 @@ class Search:
     ``models`` is the folder for candidates' files: each stays there while it is on the front. ``on_trial`` is called
     with every new trial, after it is safe in ``log`` and before the files that it took off the front are removed: what
     it writes down never names a file that is not there. ``clock`` gives seconds.
+    ``step_rows`` are the rows of the search split where candidates are scored in steps, and dropped on the way.
     ``meanwhile`` is called, in a thread, while a batch is scored: what it does would disturb a measurement.
     """
 
@@ -54,6 +55,7 @@ class Search:
     clock: Callable[[], float]
     on_trial: Callable[[Trial, Search], None] = lambda trial, search: None
     meanwhile: Callable[[], None] = lambda: None
+    step_rows: int | None = None
     trials: list[Trial] = field(default_factory=list)
     front: list[Trial] = field(default_factory=list)
     _unreported: list[Trial] = field(default_factory=list)
@@ -103,7 +105,9 @@ class Search:
             new = []
         # The slowest first: the workers then end their share of the batch at about the same time.
         new.sort(key=lambda proposal: -self.problem.modelled_latency(proposal.policy))
-        results = iter(self.executor.score([proposal.policy for proposal in new])) if new else iter(())
+        # One front for all of a batch, that of the trials before it: what a candidate must reach hangs on no worker.
+        hurdles = [self._guide.hurdle(proposal.policy) for proposal in new]
+        results = iter(self.executor.score([proposal.policy for proposal in new], hurdles)) if new else iter(())
         with ThreadPoolExecutor(1) as pool:
             copied = pool.submit(self.meanwhile)
             # All of a batch is scored before any of it is measured: a measurement wants the machine to itself.
@@ -130,7 +134,7 @@ class Search:
                 return "target met"
         return None
 
-    def _finish(self, proposal: Proposal, result: Scored | Failure) -> Trial:
+    def _finish(self, proposal: Proposal, result: Scored | Dropped | Failure) -> Trial:
         # One that is tried again keeps its number.
         number = self._numbers.setdefault(proposal.policy, 1 + max(self._numbers.values(), default=-1))
         modelled = self.problem.modelled_latency(proposal.policy)
@@ -141,6 +145,31 @@ class Search:
                 origin=proposal.origin,
                 latency_modelled=modelled,
                 failure=result,
+            )
+        if isinstance(result, Dropped):
+            return Trial(
+                number=number,
+                policy=proposal.policy,
+                origin=proposal.origin,
+                latency_modelled=modelled,
+                size_bytes=result.size_bytes,
+                weight_bits_mean=result.weight_bits_mean,
+                sha256=result.sha256,
+                seconds=result.seconds,
+                pruned=result.pruned,
+            )
+        if (pruned := self._not_worth_timing(proposal.policy, result)) is not None:
+            return Trial(
+                number=number,
+                policy=proposal.policy,
+                origin=proposal.origin,
+                metric=result.metric,
+                latency_modelled=modelled,
+                size_bytes=result.size_bytes,
+                weight_bits_mean=result.weight_bits_mean,
+                sha256=result.sha256,
+                seconds=result.seconds,
+                pruned=pruned,
             )
         path = self.model_path(proposal.policy.id)
         try:
@@ -165,6 +194,19 @@ class Search:
             seconds=seconds,
             failure=measurement if failed else None,  # type: ignore[arg-type]
         )
+
+    def _not_worth_timing(self, policy: Policy, result: Scored) -> Pruned | None:
+        """Why a candidate of which all rows were scored is not timed, where candidates are scored in steps.
+
+        By the trials before it, also those of its batch: trials are finished in their order, wherever they are scored.
+        """
+        own = self.problem.baseline.metric
+        if self.step_rows is None or own is None:
+            return None
+        drop = metric_drop(result.metric, own, self.problem.direction)
+        why = self._guide.hurdle(policy).not_taken(result.size_bytes, drop)
+        rows = self.step_rows
+        return Pruned(rows=rows, of=rows, metric=result.metric, bound=result.metric, why=why) if why else None
 
     def model_path(self, policy_id: str) -> Path:
         """Where the candidate's file lies while it is on the front."""

@@ -100,11 +100,10 @@ class Problem:
     def proposer_losses(self, trial: Trial) -> tuple[tuple[float, ...], float]:
         """The losses and the constraint excess that guide proposals: the same in every run of a job.
 
-        Latency is the modelled one, and size stands for peak memory, since measurements differ from run to run.
+        Latency is the modelled one, and size stands for peak memory, since measurements differ from run to run. The
+        metric of a pruned trial is what the rows that it was scored on let expect.
         """
-        values = dataclasses.replace(
-            trial_values(trial), latency_ratio=trial.latency_modelled, peak_memory_bytes=trial.size_bytes
-        )
+        values = _guiding(trial)
         baseline = dataclasses.replace(self.baseline, peak_memory_bytes=self.baseline.size_bytes)
         excesses = constraint_excesses(values, self.constraints, baseline, self.direction)
         return losses(values, self.objectives, self.direction), sum(max(0.0, e) for e in excesses.values() if e)
@@ -135,7 +134,7 @@ class Problem:
     def feasible(self, trial: Trial, bounds: Constraints | None = None) -> bool:
         """Whether a trial is complete and its measurements keep the constraints, and ``bounds`` as well."""
         every = [self.constraints] if bounds is None else [self.constraints, bounds]
-        return trial.failure is None and not any(self.violations(trial, each) for each in every)
+        return trial.complete and not any(self.violations(trial, each) for each in every)
 
     def front(self, trials: Iterable[Trial]) -> list[Trial]:
         """The feasible complete trials that neither another trial nor float32 itself dominates, best metric first."""
@@ -150,23 +149,33 @@ class Problem:
 
     def nearest_miss(self, trials: Sequence[Trial]) -> str:
         """Why no trial is feasible: which constraint binds, the trial that comes nearest, and by how much it misses."""
-        complete = [trial for trial in trials if trial.failure is None]
-        if not complete:
+        # Of one that was dropped on the way, what it was expected to come to says what it misses.
+        known = [trial for trial in trials if trial.failure is None]
+        if not known:
             return "no trial was completed"
-        excesses = [
-            constraint_excesses(trial_values(trial), self.constraints, self.baseline, self.direction)
-            for trial in complete
-        ]
+        values = [_guiding(trial) if trial.pruned is not None else trial_values(trial) for trial in known]
+        excesses = [constraint_excesses(each, self.constraints, self.baseline, self.direction) for each in values]
         misses = near_misses(excesses)
         if not misses:
             return "every feasible trial is dominated by float32 itself: nothing was gained"
         texts = []
         for miss in misses:
-            nearest = None if miss.nearest is None else complete[miss.nearest]
+            nearest = None if miss.nearest is None else known[miss.nearest]
             who = f"the nearest, {nearest.id} ({nearest.origin})," if nearest else ""
             texts.append(miss.text(miss.bound, getattr(self.constraints, miss.bound), who))
         names = [miss.bound for miss in misses]
         return f"{' and '.join(names)} bind{'s' if len(names) == 1 else ''}: no trial keeps {' and '.join(texts)}"
+
+
+def _guiding(trial: Trial) -> Values:
+    """What is the same in every run of a job: latency as modelled, size for memory, and of a pruned trial the metric
+    that the rows seen let expect."""
+    return Values(
+        metric=trial.pruned.metric if trial.metric is None and trial.pruned is not None else trial.metric,
+        latency_ratio=trial.latency_modelled,
+        size_bytes=trial.size_bytes,
+        peak_memory_bytes=trial.size_bytes,
+    )
 
 
 def _nearest(wanted: Scheme, schemes: Sequence[Scheme]) -> Scheme:

@@ -8,6 +8,7 @@ must propose the same candidates for the same job and seed, whatever evaluates t
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import warnings
 from collections.abc import Mapping, Sequence
@@ -161,6 +162,7 @@ class StudyRecord:
     def add(self, trial: Trial, layers: Sequence[str], values: Sequence[float] | None) -> None:
         """Writes one finished trial: the schemes of ``layers`` as parameters, ``values`` the objectives or ``None``."""
         state = TrialState.FAIL if values is None else TrialState.COMPLETE
+        state = TrialState.PRUNED if trial.pruned is not None else state
         if (trial.id, state) in self._written:
             return
         texts = trial.policy.to_text()
@@ -168,6 +170,8 @@ class StudyRecord:
         attrs: dict[str, Any] = {"policy_id": trial.id, "origin": trial.origin, "number": trial.number}
         if trial.failure is not None:
             attrs["failure"] = f"{trial.failure.reason}: {trial.failure.message}"
+        if trial.pruned is not None:
+            attrs |= {f"pruned.{name}": value for name, value in dataclasses.asdict(trial.pruned).items()}
         finished = create_trial(
             state=state,
             values=None if values is None else list(values),

@@ -20,8 +20,9 @@ from autoq.core.policy import Policy
 from autoq.core.result import Failure, Latency
 from autoq.errors import RunError
 from autoq.runtime.meter import Measurement, Meter
-from autoq.search.evaluate import Evaluator, Scored, Workload
-from autoq.search.executor import Task, attempted, measured
+from autoq.search.evaluate import Dropped, Evaluator, Scored, Workload
+from autoq.search.executor import Task, attempted, measured, with_hurdles
+from autoq.search.fidelity import Hurdle
 
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -51,10 +52,10 @@ class _Worker:
         """Fetches the workload; a list of one reference, since a bare one would be fetched before the call."""
         self._evaluator = Evaluator(_import_ray().get(workload[0]))
 
-    def evaluate(self, policy: Policy) -> Scored | Failure:
+    def evaluate(self, policy: Policy, hurdle: Hurdle) -> Scored | Dropped | Failure:
         """As :meth:`autoq.search.evaluate.Evaluator.evaluate`."""
         assert self._evaluator is not None
-        return self._evaluator.evaluate(policy)
+        return self._evaluator.evaluate(policy, hurdle)
 
     def attempt(self, task: Task, shared: list[Any], item: Any) -> Any:
         """As :func:`autoq.search.executor.attempted`; ``shared`` is a list of one reference."""
@@ -116,10 +117,13 @@ class RayExecutor:
         self._actors.append(actor)
         self._starting[actor.prepare.remote(self._workload)] = actor
 
-    def score(self, policies: Sequence[Policy]) -> Iterator[Scored | Failure]:
+    def score(
+        self, policies: Sequence[Policy], hurdles: Sequence[Hurdle] | None = None
+    ) -> Iterator[Scored | Dropped | Failure]:
         """See :class:`autoq.search.executor.Executor`."""
-        results: dict[int, Scored | Failure] = {}
-        done = self._each(lambda actor, position: actor.evaluate.remote(policies[position]), len(policies))
+        results: dict[int, Scored | Dropped | Failure] = {}
+        items = list(zip(policies, with_hurdles(policies, hurdles), strict=True))
+        done = self._each(lambda actor, position: actor.evaluate.remote(*items[position]), len(items))
         for given in range(len(policies)):
             while given not in results:
                 results.update([next(done)])
@@ -178,7 +182,7 @@ class RayExecutor:
             self._failed_starts = 0
             self._idle.append(actor)
 
-    def _result(self, reference: Any) -> Scored | Failure | str:
+    def _result(self, reference: Any) -> Scored | Dropped | Failure | str:
         """What a worker found; a text is why it, or its answer, was lost."""
         try:
             return self._ray.get(reference)

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from autoq.core.objectives import metric_drop
+from autoq.core.policy import Policy
 from autoq.core.result import Trial
 from autoq.numerics.pareto import hypervolume, non_dominated
+from autoq.search.fidelity import Hurdle
 from autoq.search.problem import Problem
 
 LEAST_GAIN = 1e-3
@@ -28,8 +31,8 @@ class Guide:
     losses: list[tuple[float, ...]] = field(default_factory=list)
 
     def add(self, trial: Trial) -> None:
-        """Takes up a finished trial, which may have failed."""
-        if trial.failure is not None:
+        """Takes up a finished trial, which may have failed or been pruned."""
+        if not trial.complete:
             return
         losses, excess = self.problem.proposer_losses(trial)
         if excess > 0:
@@ -38,6 +41,24 @@ class Guide:
         kept = non_dominated(rows)
         self.trials = [each for each, keep in zip([*self.trials, trial], kept, strict=True) if keep]
         self.losses = [each for each, keep in zip(rows, kept, strict=True) if keep]
+
+    def hurdle(self, policy: Policy) -> Hurdle:
+        """What a candidate may lose before these trials, or the constraint, leave it no place on the front.
+
+        Latency counts as modelled: the search has no other reason to expect a candidate to be faster than another.
+        """
+        problem = self.problem
+        own, direction, objectives = problem.baseline.metric, problem.direction, problem.objectives
+        rivals = []
+        if own is not None and "metric" in objectives:
+            sized = not {"size", "peak_memory"}.isdisjoint(objectives)
+            modelled = problem.modelled_latency(policy)
+            for trial in self.trials:
+                assert trial.metric is not None and trial.size_bytes is not None
+                if "latency" not in objectives or (trial.latency_modelled or 0.0) <= modelled:
+                    drop = metric_drop(trial.metric, own, direction)
+                    rivals.append((trial.size_bytes if sized else 0, drop, trial.id))
+        return Hurdle(rivals=tuple(rivals), max_drop=problem.constraints.max_metric_drop)
 
     def volume(self) -> float:
         """The hypervolume up to :meth:`~autoq.search.problem.Problem.reference`; 0 where no point is worth anything."""

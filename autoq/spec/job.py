@@ -128,11 +128,15 @@ class Budget(Fields):
 class SearchChoice(Fields):
     """``sampler``: which algorithm proposes candidates (:data:`autoq.search.proposer.SAMPLERS`).
 
+    ``fidelity``: ``steps`` scores candidates on growing parts of the search split, and drops those that fall behind
+    (:mod:`autoq.search.fidelity`); ``full`` scores each on all of it.
+
     ``polish``: what is done to the points of the front when the search has ended (:mod:`autoq.search.polish`), for
     ``polish_time_s`` seconds at the most (``polish_time`` in the file).
     """
 
     sampler: Literal["front", "tpe", "nsga2", "random"] = "front"
+    fidelity: Literal["steps", "full"] = "steps"
     polish: Literal["none", "sequential"] = "none"
     polish_time_s: float = Field(default=600.0, alias="polish_time")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import optuna
 import psutil
 import pytest
@@ -27,7 +28,18 @@ from autoq.record.front import read_front
 from autoq.record.verify import verify
 from autoq.search.store import TrialLog
 from tests.cli.calls import Done, assert_one_message, call
-from tests.small_job import QUIET_SEARCH, ROOT, autoq, dump_job, environment, small_disk, small_model, write_job
+from tests.small_job import (
+    QUIET_SEARCH,
+    ROOT,
+    autoq,
+    dump_job,
+    environment,
+    job_values,
+    small_data,
+    small_disk,
+    small_model,
+    write_job,
+)
 
 pytestmark = pytest.mark.filterwarnings(*QUIET_SEARCH)
 
@@ -36,10 +48,13 @@ TRIALS = 12
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its 400 search rows are enough for candidates to be dropped on the way (``search.fidelity``)."""
     folder = tmp_path_factory.mktemp("interrupted")
-    return write_job(
-        folder, f"sqlite:///{folder}/mlflow.db", budget={"trials": TRIALS}, constraints={"max_metric_drop": 0.04}
-    )
+    data = job_values()["data"] | {"search": {"path": "many.npz"}}
+    uri = f"sqlite:///{folder}/mlflow.db"
+    path = write_job(folder, uri, budget={"trials": TRIALS}, constraints={"max_metric_drop": 0.04}, data=data)
+    np.savez(folder / "many.npz", **small_data(small_model(), seed=5, rows=400))  # type: ignore[arg-type]
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +62,18 @@ def whole(job: Path) -> Path:
     """The run that nobody interrupted."""
     done = autoq("search", job, "--out", job.parent / "whole", "--ray", "off", "--quiet")
     assert (done.returncode, done.stderr) == (0, "")
+    pruned = [trial for trial in TrialLog(job.parent / "whole" / "trials.jsonl").read() if trial.pruned is not None]
+    assert pruned and "dropped on the way" in done.stdout
     return job.parent / "whole"
 
 
 def trials_of(run: Path) -> list[tuple[Any, ...]]:
     rows = [json.loads(line) for line in (run / "trials.jsonl").read_text().splitlines()]
     return [
-        tuple(row[name] for name in ("number", "id", "origin", "metric", "size_bytes", "sha256", "latency_modelled"))
+        tuple(
+            row[name]
+            for name in ("number", "id", "origin", "metric", "pruned", "size_bytes", "sha256", "latency_modelled")
+        )
         for row in rows
     ]
 
@@ -105,7 +125,7 @@ def assert_whole_folder(run: Path, finished: int) -> None:
     assert len(trials) >= finished
     front = read_front(run / "front.json")
     assert not front.final
-    assert front.trials_complete + front.trials_failed in (len(trials), len(trials) - 1)
+    assert front.trials_complete + front.trials_pruned + front.trials_failed in (len(trials), len(trials) - 1)
     for point in front.points:
         assert sha256_hex((run / point.model_path).read_bytes()) == point.sha256
 

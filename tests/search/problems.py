@@ -9,12 +9,14 @@ from pathlib import Path
 from autoq.core.layer import Layer
 from autoq.core.objectives import Constraints, Direction, Objective, Values
 from autoq.core.policy import Policy
-from autoq.core.result import Failure, Latency, Trial
+from autoq.core.result import Failure, Latency, Pruned, Trial
 from autoq.core.scheme import Scheme
 from autoq.errors import TrialError
 from autoq.runtime.meter import Measurement
 from autoq.search.candidates import Candidates
-from autoq.search.evaluate import Scored
+from autoq.search.evaluate import Dropped, Scored
+from autoq.search.executor import with_hurdles
+from autoq.search.fidelity import Hurdle
 from autoq.search.problem import Problem
 from autoq.search.proposer import Proposer
 from autoq.spec.hardware import load_profile
@@ -101,25 +103,39 @@ def bits(policy: Policy) -> int:
 
 
 class TableExecutor:
-    """Fewer bits: smaller, faster, worse. ``fails`` says for which policies, and why; ``scored`` what was asked."""
+    """Fewer bits: smaller, faster, worse. ``fails`` says for which policies, and why; ``scored`` what was asked.
+
+    With ``drops``, what loses two points more than its hurdle allows is dropped half-way.
+    """
 
     description = "a table"
 
-    def __init__(self, fails: Callable[[Policy], Failure | None] = lambda policy: None) -> None:
-        self.fails = fails
+    def __init__(self, fails: Callable[[Policy], Failure | None] = lambda policy: None, *, drops: bool = False) -> None:
+        self.fails, self.drops = fails, drops
         self.scored: list[Policy] = []
         self.measured: list[str] = []
         self._bits: dict[str, int] = {}
 
-    def score(self, policies: Sequence[Policy]) -> Iterator[Scored | Failure]:
-        for policy in policies:
+    def score(
+        self, policies: Sequence[Policy], hurdles: Sequence[Hurdle] | None = None
+    ) -> Iterator[Scored | Dropped | Failure]:
+        for policy, hurdle in zip(policies, with_hurdles(policies, hurdles), strict=True):
             self.scored.append(policy)
             failure = self.fails(policy)
             model = f"{policy.id} {'#' * bits(policy)}".encode()
             self._bits[policy.id] = bits(policy)
+            metric = 0.5 + 0.4 * bits(policy) / (32 * len(policy))
+            if failure is None and self.drops and 0.9 - metric > hurdle.for_size(len(model))[0] + 0.02:
+                yield Dropped(
+                    pruned=Pruned(rows=50, of=100, metric=metric, bound=metric + 0.02, why="hopeless"),
+                    size_bytes=len(model),
+                    sha256="0" * 64,
+                    weight_bits_mean=bits(policy) / len(policy),
+                )
+                continue
             yield failure or Scored(
                 model=model,
-                metric=0.5 + 0.4 * bits(policy) / (32 * len(policy)),
+                metric=metric,
                 sha256=hashlib.sha256(model).hexdigest(),
                 weight_bits_mean=bits(policy) / len(policy),
                 seconds={"build": 0.0},

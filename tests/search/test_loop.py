@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from autoq.search.loop import Limits, Search
 from autoq.search.problem import Problem
 from autoq.search.stopping import Guide
 from autoq.search.store import TrialLog
-from tests.search.problems import TableExecutor, bits, make_problem, make_proposer
+from tests.search.problems import SCHEMES, TableExecutor, bits, make_problem, make_proposer
 from tests.small_job import small_disk
 
 LAYERS = ("a", "b", "c")
@@ -37,6 +38,7 @@ def make_search(
     problem: Problem | None = None,
     executor: TableExecutor | None = None,
     on_trial: Callable[[Trial, Search], None] = lambda trial, search: None,
+    step_rows: int | None = None,
 ) -> Search:
     problem = problem or make_problem(LAYERS, objectives=("metric", "size"))
     models = folder / "models"
@@ -49,6 +51,7 @@ def make_search(
         models=models,
         clock=Clock(),
         on_trial=on_trial,
+        step_rows=step_rows,
     )
 
 
@@ -285,3 +288,69 @@ def test_nothing_feasible_is_no_reason_to_stop(tmp_path: Path) -> None:
     problem = make_problem(LAYERS, objectives=("metric", "size"), max_size_ratio=0.0001)
     search = make_search(tmp_path, problem=problem)
     assert search.run(Limits(trials=60, patience=8)) == "trials"
+
+
+# Candidates that are dropped on the way -------------------------------------------------------------------------------
+
+
+def dropping(folder: Path, executor: TableExecutor | None = None, **options: Any) -> Search:
+    """A search with a bound that many candidates break, so that they are dropped."""
+    problem = make_problem(LAYERS, objectives=("metric", "size"), max_metric_drop=0.3)
+    executor = executor or TableExecutor(drops=True)
+    return make_search(folder, problem=problem, executor=executor, step_rows=100 if executor.drops else None, **options)
+
+
+def test_dropped_candidates_are_told_kept_and_never_on_the_front(tmp_path: Path) -> None:
+    search = dropping(tmp_path / "steps")
+    told: list[Any] = []
+    tell = search.proposer.tell
+    search.proposer.tell = lambda proposal, *rest: (told.append(rest[0]), tell(proposal, *rest))[1]  # type: ignore
+    assert search.run(Limits(trials=48)) == "trials"
+    pruned = [trial for trial in search.trials if trial.pruned is not None]
+    rows = [trial.pruned.rows for trial in pruned if trial.pruned is not None]
+    assert rows.count(50) > 3 and rows.count(100) > 3 and len(rows) < 45
+    for trial, losses in zip(search.trials, told, strict=True):
+        if trial.pruned is not None:
+            assert losses == (-trial.pruned.metric, trial.size_bytes)
+            assert trial.latency is None and not trial.complete
+            assert trial.metric == (None if trial.pruned.rows < 100 else trial.pruned.metric)
+            assert trial not in search.front
+    executor = search.executor
+    assert isinstance(executor, TableExecutor)
+    assert len(executor.measured) == sum(trial.pruned is None for trial in search.trials)
+    assert front_files(tmp_path / "steps") == {trial.id for trial in search.front}
+    assert plain(search.log.read()) == plain(search.trials)
+    # What a table tells is exact, so nothing that all rows would have kept is lost.
+    whole = dropping(tmp_path / "full", TableExecutor())
+    whole.run(Limits(trials=48))
+    assert [trial.policy for trial in search.trials] == [trial.policy for trial in whole.trials]
+    assert plain(search.front) == plain(whole.front)
+
+
+@pytest.mark.parametrize("stopped_after", [5, 13])
+def test_a_resumed_search_drops_the_same(tmp_path: Path, stopped_after: int) -> None:
+    whole = dropping(tmp_path / "whole")
+    whole.run(Limits(trials=32))
+
+    class Stop(Exception):
+        pass
+
+    def stop(trial: Trial, search: Search) -> None:
+        if len(search.trials) == stopped_after:
+            raise Stop
+
+    with pytest.raises(Stop):
+        dropping(tmp_path / "cut", on_trial=stop).run(Limits(trials=32))
+    executor = TableExecutor(drops=True)
+    resumed = dropping(tmp_path / "cut", executor)
+    resumed.run(Limits(trials=32), resumed.log.read())
+    assert plain(resumed.trials) == plain(whole.trials)
+    assert len(executor.scored) == 32 - stopped_after
+
+
+def test_a_search_of_which_everything_was_dropped_names_the_nearest_miss(tmp_path: Path) -> None:
+    problem = make_problem(("a",), objectives=("metric", "size"), own={"a": SCHEMES[2:3] * 2}, max_metric_drop=0.01)
+    search = make_search(tmp_path, problem=problem, executor=TableExecutor(drops=True))
+    search.run(Limits(trials=5))
+    assert all(trial.pruned for trial in search.trials) and search.trials
+    assert problem.nearest_miss(search.trials).startswith("max_metric_drop binds: no trial keeps max_metric_drop 0.01")

@@ -23,9 +23,11 @@ from autoq.core.policy import Policy
 from autoq.core.result import Failure
 from autoq.errors import MetricError, RunError
 from autoq.pipeline import Setting, _meter, _workload, read_setting
-from autoq.search import ray_executor
-from autoq.search.evaluate import Scored, Workload
+from autoq.runtime.ort import open_session, run_batches
+from autoq.search import fidelity, ray_executor
+from autoq.search.evaluate import Dropped, Scored, Workload
 from autoq.search.executor import LocalExecutor
+from autoq.search.fidelity import Hurdle, plan_steps
 from autoq.search.groundwork import lay_groundwork
 from autoq.search.polish_point import PolishItem, PolishWork, polish_point
 from autoq.search.ray_executor import RayExecutor
@@ -102,7 +104,7 @@ class Bench:
     setting: Setting
     workload: Workload
     policies: list[Policy]
-    expected: list[Scored]
+    expected: list[Scored | Dropped | Failure]
     folder: Path
 
     def executor(self, address: str, workers: int = 2) -> RayExecutor:
@@ -133,6 +135,24 @@ def bench(job: Path) -> Bench:
     return Bench(setting, workload, policies, expected, job.parent)  # type: ignore[arg-type]
 
 
+@pytest.fixture(scope="module")
+def stepwise(bench: Bench) -> tuple[Bench, list[Hurdle]]:
+    """The same in steps, with hurdles that some of the policies do not take."""
+    setting = bench.setting
+    float32 = run_batches(open_session(setting.model.path), setting.search.inputs, 8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fidelity, "LEAST_UNITS", 16)
+        steps = plan_steps(setting.metric, float32, setting.search.targets, group=1, chunk=8, seed=1)
+    assert steps is not None
+    hurdles = [Hurdle(rivals=((0, 0.01, "a"),)), Hurdle(max_drop=0.02), Hurdle()] * 10
+    hurdles = hurdles[: len(bench.policies)]
+    workload = dataclasses.replace(bench.workload, steps=steps)
+    local = LocalExecutor(workload, _meter(setting))
+    expected = plain(list(local.score(bench.policies, hurdles)))
+    local.close()
+    return dataclasses.replace(bench, workload=workload, expected=expected), hurdles  # type: ignore[type-var]
+
+
 @contextlib.contextmanager
 def wish(folder: Path, name: str) -> Iterator[None]:
     (folder / name).touch()
@@ -142,8 +162,18 @@ def wish(folder: Path, name: str) -> Iterator[None]:
         (folder / name).unlink(missing_ok=True)
 
 
-def plain(results: list[Scored | Failure]) -> list[Scored | Failure]:
-    return [dataclasses.replace(found, seconds={}) if isinstance(found, Scored) else found for found in results]
+def plain(results: list[Scored | Dropped | Failure]) -> list[Scored | Dropped | Failure]:
+    return [found if isinstance(found, Failure) else dataclasses.replace(found, seconds={}) for found in results]
+
+
+def test_workers_drop_what_this_process_drops(cluster: Any, stepwise: tuple[Bench, list[Hurdle]]) -> None:
+    bench, hurdles = stepwise
+    assert {type(found) for found in bench.expected} == {Scored, Dropped}
+    executor = bench.executor(cluster.address)
+    try:
+        assert plain(list(executor.score(bench.policies, hurdles))) == bench.expected
+    finally:
+        executor.close()
 
 
 def test_two_nodes_score_the_same_bytes_and_metrics_in_order(cluster: Any, bench: Bench) -> None:
