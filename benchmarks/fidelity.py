@@ -58,7 +58,7 @@ def searched(job: dict[str, Any], fidelity: str, trials: int, seed: int, out: Pa
     bound = (0.1 * base.metric.final, 1.0, 1.0)
     pruned = [line["pruned"] for line in lines if line.get("pruned")]
     seconds = {part: sum(line["seconds"].get(part, 0.0) for line in lines) for part in PARTS}
-    volume = hypervolume(np.maximum(rows, 0.0), bound) / bound[0] if rows else 0.0
+    volume = hypervolume(rows, bound) / bound[0] if rows else 0.0
     return {
         "fidelity": fidelity,
         "seed": seed,

@@ -404,9 +404,10 @@ def test_why_a_search_ended_early_is_told_everywhere(job: Path, uri: str, tmp_pa
 # Fidelity steps -------------------------------------------------------------------------------------------------------
 
 
-def steps_values(uri: str, **changes: Any) -> dict[str, Any]:
+def steps_values(uri: str, fidelity: str = "steps") -> dict[str, Any]:
     """The small job with a search split of 800 rows, in steps of 100, 200 and 400, and room for bad candidates."""
-    values = job_values(uri, budget={"trials": 16}, constraints={"max_metric_drop": 0.05}, **changes)
+    values = job_values(uri, budget={"trials": 16}, constraints={"max_metric_drop": 0.05})
+    values["search"] = {"fidelity": fidelity}
     values["data"] |= {"search": {"path": "many.npz"}, "batch": 50}
     return values
 
@@ -478,7 +479,7 @@ def test_what_was_dropped_was_dropped_rightly(steps_job: Path, steps_run: Path) 
 def test_full_fidelity_scores_everything_and_may_not_continue_steps(
     steps_job: Path, steps_run: Path, uri: str, tmp_path: Path
 ) -> None:
-    full = dump_job(steps_job.parent / "full.yaml", steps_values(uri, search={"fidelity": "full"}))
+    full = dump_job(steps_job.parent / "full.yaml", steps_values(uri, "full"))
     with pytest.raises(AutoqError, match=r"search\.fidelity was steps, is full"):
         autoq.search(full, out=steps_run, ray="off", resume=True)
     result = autoq.search(full, out=tmp_path / "run", ray="off", trials=4)

@@ -136,7 +136,7 @@ class SearchChoice(Fields):
     """
 
     sampler: Literal["front", "tpe", "nsga2", "random"] = "front"
-    fidelity: Literal["steps", "full"] = "steps"
+    fidelity: Literal["full", "steps"] = "full"
     polish: Literal["none", "sequential"] = "none"
     polish_time_s: float = Field(default=600.0, alias="polish_time")
 

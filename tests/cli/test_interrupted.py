@@ -52,7 +52,14 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("interrupted")
     data = job_values()["data"] | {"search": {"path": "many.npz"}}
     uri = f"sqlite:///{folder}/mlflow.db"
-    path = write_job(folder, uri, budget={"trials": TRIALS}, constraints={"max_metric_drop": 0.04}, data=data)
+    path = write_job(
+        folder,
+        uri,
+        budget={"trials": TRIALS},
+        constraints={"max_metric_drop": 0.04},
+        data=data,
+        search={"fidelity": "steps"},
+    )
     np.savez(folder / "many.npz", **small_data(small_model(), seed=5, rows=400))  # type: ignore[arg-type]
     return path
 
