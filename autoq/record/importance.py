@@ -32,7 +32,7 @@ def importances(front: Front, trials: Sequence[Trial]) -> tuple[tuple[str, ...],
     Both are empty where there are fewer than :data:`FEWEST_TRIALS` trials or nothing varies. A layer that always has
     the schemes of another (tied weights) shares with it.
     """
-    complete = [trial for trial in trials if trial.failure is None]
+    complete = [trial for trial in trials if trial.complete]
     if len(complete) < FEWEST_TRIALS:
         return (), ()
     texts = [trial.policy.to_text() for trial in complete]

@@ -10,7 +10,7 @@ import pytest
 
 from autoq.core.policy import Policy
 from autoq.core.proxy import ProxyTruth
-from autoq.core.result import Front, Trial
+from autoq.core.result import Front, Pruned, Trial
 from autoq.core.scheme import Scheme
 from autoq.record.evidence_plots import (
     MOST_LAYERS,
@@ -82,3 +82,12 @@ def test_of_many_layers_the_most_important_are_drawn() -> None:
     assert len(axes.patches) == MOST_LAYERS
     assert axes.patches[-1].get_width() == pytest.approx(0.99)  # type: ignore[attr-defined]
     assert png(plot_importances(layers, found))
+
+
+def test_what_was_dropped_on_the_way_is_left_out(front: Front, trials: list[Trial]) -> None:
+    pruned = Pruned(rows=100, of=400, metric=0.5, bound=0.6, why="after 100 of 400 rows it loses <0.3>")
+    complete = [trial for trial in trials if trial.complete]
+    dropped = replace(complete[0], number=999, metric=None, latency=None, pruned=pruned)
+    assert importances(front, [*trials, dropped]) == importances(front, trials)
+    page = report_html(front, [*trials, dropped], {})
+    assert "<h2>Dropped on the way</h2>" in page and "it loses &lt;0.3&gt;" in page
