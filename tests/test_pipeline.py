@@ -61,8 +61,8 @@ def trials(run: Path) -> list[Trial]:
 
 def test_the_run_folder_holds_what_it_should(run: Path, trials: list[Trial]) -> None:
     assert {path.name for path in run.iterdir()} == {
-        ".lock", "front.html", "front.json", "front.png", "health.json", "models", "report.html", "run.json",
-        "study.db", "trials.jsonl",
+        ".lock", "front.html", "front.json", "front.png", "health.json", "importances.png", "models", "proxies.png",
+        "report.html", "run.json", "study.db", "trials.jsonl",
     }  # fmt: skip
     assert (run / "front.png").read_bytes().startswith(b"\x89PNG")
     assert len(trials) == 10
