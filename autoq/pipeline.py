@@ -69,7 +69,7 @@ from autoq.spec.job import Job, load_job
 from autoq.spec.space import Space, load_space
 
 PREDICTED_SEEDS = 24
-"""Seeds from the predicted front, at most; the rest of the budget is the sampler's."""
+"""Seeds from the predicted front, at most, and one a layer: a small space is soon better known from measurements."""
 
 RUNS = Path("runs")
 """Where runs go by default, and with them MLflow's database."""
@@ -615,9 +615,9 @@ def _prediction(setting: Setting, lowering: Lowering, events: Events) -> Sensiti
 
 
 def _proposer(setting: Setting, problem: Problem, predicted: Sensitivity | None) -> Proposer:
-    """Uniform policies first, then some that trace the predicted front (:data:`PREDICTED_SEEDS`, or half of what the
-    budget has left), then the sampler's."""
-    count = min(PREDICTED_SEEDS, (setting.job.budget.trials - len(setting.space.seeds)) // 2)
+    """Uniform policies first, then some that trace the predicted front (:data:`PREDICTED_SEEDS`, one a layer, or half
+    of what the budget has left), then the sampler's."""
+    count = min(PREDICTED_SEEDS, len(problem.choices), (setting.job.budget.trials - len(setting.space.seeds)) // 2)
     traced = knapsack_seeds(setting.candidates, predicted, setting.profile, count) if predicted and count > 0 else []
     named = [
         (f"predicted front {number}", {name: seed[name] for name in problem.choices})

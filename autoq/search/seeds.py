@@ -23,15 +23,20 @@ from autoq.spec.hardware import Profile
 # Prices relative to the dearest exchange that any layer could make; the ends are "free" and "at any cost".
 _PRICES = np.concatenate([[0.0], np.logspace(-9, 3, 49)])
 
+_WORTHLESS_NOISE = 0.3
+"""Relative noise power of the outputs at which about a tenth of a metric is lost (docs/benchmarks.md, polish)."""
+
+_DIRECTIONS = 512
+
 _BYTES_PER_SCALE = 2  # float16, nearly always
 
 
 def knapsack_seeds(
     candidates: Sequence[Candidates], table: Sensitivity, profile: Profile, count: int
 ) -> list[dict[str, Scheme]]:
-    """At most ``count`` choices of schemes (layer -> scheme) that trace the predicted front, spread over it evenly.
+    """At most ``count`` choices of schemes (layer -> scheme) that trace the predicted front.
 
-    Only layers with a weight of their own appear. The order is one in which every prefix is spread as well.
+    Only layers with a weight of their own appear. Each next one is that which widens the predicted front most.
     """
     layers = [entry for entry in candidates if entry.layer.tied_to is None]
     costs = [_costs(entry, table, profile) for entry in layers]
@@ -41,18 +46,18 @@ def knapsack_seeds(
     picks, totals = [pick for pick, keep in zip(picks, quantized, strict=True) if keep], totals[quantized]
     return [
         {entry.layer.name: entry.schemes[i] for entry, i in zip(layers, picks[index], strict=True)}
-        for index in _spread(totals, count)
+        for index in _order(totals, _dearest(costs), count)
     ]
 
 
 def predicted_front(costs: Sequence[npt.NDArray[np.float64]], count: int) -> list[tuple[int, ...]]:
     """At most ``count`` points, a choice for each parameter, that trace the front of three losses that add.
 
-    ``costs`` holds ``[choices, 3]`` for each parameter: what each choice adds to a noise power and to two other losses;
-    a point with a cost that is not finite is left out. Every prefix of the points is spread over the front.
+    ``costs`` holds ``[choices, 3]`` for each parameter: what each choice adds to a relative noise power and to two
+    other losses; a point with a cost that is not finite is left out. Each next point is the one that adds most.
     """
     picks, totals = _predicted(costs)
-    return [picks[index] for index in _spread(totals, count)]
+    return [picks[index] for index in _order(totals, _dearest(costs), count)]
 
 
 def proxies(
@@ -121,18 +126,45 @@ def _sweep(costs: Sequence[npt.NDArray[np.float64]]) -> list[tuple[int, ...]]:
     return list(found)
 
 
-def _spread(totals: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.intp]:
-    """Farthest-point order over the logarithms of the three totals: each next row is the farthest from those before."""
+def _dearest(costs: Sequence[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+    """``[3]``: the noise that leaves nothing of a metric, and the other two losses of the dearest point of all."""
+    worst = np.sum([np.where(np.isfinite(c), c, 0.0).max(axis=0) for c in costs], axis=0)
+    return np.array([_WORTHLESS_NOISE, *worst[1:]])
+
+
+def _order(totals: npt.NDArray[np.float64], dearest: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.intp]:
+    """Which rows of ``totals`` ``[n, 3]`` to take, the next always the one that widens the predicted front most.
+
+    The hypervolume within ``dearest`` is the mean over random directions of the farthest that any point reaches (Zhang
+    and Golovin 2020, lemma 5). Where nothing more is gained, the farthest from those before follows.
+    """
+    directions = np.abs(np.random.default_rng(0).normal(size=(_DIRECTIONS, 3)))
+    inverse = np.linalg.norm(directions, axis=1, keepdims=True) / directions
+    below = np.maximum(1 - totals / np.where(dearest > 0, dearest, 1.0), 0.0)
+    reached = np.min([np.multiply.outer(below[:, j], inverse[:, j]) for j in range(3)], axis=0) ** 3
+    order: list[int] = []
+    now = np.zeros(_DIRECTIONS)
+    while len(order) < min(count, len(totals)):
+        gains = np.maximum(reached - now, 0.0).mean(axis=1)
+        best = int(np.argmax(gains))
+        if gains[best] <= 1e-6:
+            break
+        order.append(best)
+        now = np.maximum(now, reached[best])
+    return _spread(totals, order, count)
+
+
+def _spread(totals: npt.NDArray[np.float64], order: list[int], count: int) -> npt.NDArray[np.intp]:
+    """Goes on from ``order`` in farthest-point order over the logarithms of the three totals."""
     if not len(totals):
         return np.zeros(0, np.intp)
     # Noise a thousandth of the largest changes no metric that can be told from float32's: there, all is one place.
     logs = np.log10(totals + totals.max(axis=0) * [1e-3, 1e-6, 1e-6] + 1e-30)
     span = np.ptp(logs, axis=0)
     scaled = (logs - logs.min(axis=0)) / np.where(span > 0, span, 1.0)
-    # The middle of the front is worth most: a balanced policy is what most users take.
-    first = int(np.argmin(np.linalg.norm(scaled - np.median(scaled, axis=0), axis=1)))
-    order = [first]
-    distance = np.linalg.norm(scaled - scaled[first], axis=1)
+    if not order:  # the middle of the front is worth most: a balanced policy is what most users take
+        order = [int(np.argmin(np.linalg.norm(scaled - np.median(scaled, axis=0), axis=1)))]
+    distance = np.min([np.linalg.norm(scaled - scaled[index], axis=1) for index in order], axis=0)
     while len(order) < min(count, len(totals)):
         following = int(np.argmax(distance))
         if distance[following] <= 0:

@@ -30,6 +30,7 @@ from table import MADE_UP, MEASURED, Table, load
 
 from autoq.core.policy import Policy
 from autoq.numerics.pareto import non_dominated
+from autoq.pipeline import PREDICTED_SEEDS
 from autoq.search.proposer import Proposer
 from autoq.search.seeds import predicted_front
 
@@ -45,7 +46,7 @@ def proposer(table: Table, sampler: str, seed: int, seeds: int) -> Proposer:
     if own:
         named += [
             (f"predicted {n}", dict(zip(table.groups, (table.schemes[i] for i in point), strict=True)))
-            for n, point in enumerate(predicted_front(list(table.proxies), seeds))
+            for n, point in enumerate(predicted_front(list(table.proxies), min(seeds, len(table.groups))))
         ]
     return Proposer(
         dict.fromkeys(table.groups, table.schemes),
@@ -154,7 +155,7 @@ def main() -> None:
     made.add_argument("--samplers", nargs="+", default=["front", *OTHERS], choices=["front", *OTHERS])
     made.add_argument("--seeds", type=int, default=20)
     made.add_argument("--batch", type=int, default=8)
-    made.add_argument("--predicted", type=int, default=24, help="points of the predicted front before the sampler's")
+    made.add_argument("--predicted", type=int, default=PREDICTED_SEEDS, help="points of the predicted front, at most")
     given = made.parse_args()
     results = []
     for name in given.tables:

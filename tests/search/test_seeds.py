@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from autoq.core.layer import Layer
 from autoq.core.policy import Policy
 from autoq.core.scheme import FLOAT32, Scheme
+from autoq.numerics.pareto import hypervolume
 from autoq.search.candidates import Candidates
-from autoq.search.seeds import knapsack_seeds
+from autoq.search.seeds import knapsack_seeds, predicted_front
 from autoq.search.sensitivity import Sensitivity, probe_rows, probes, sensitivity
 from autoq.spec.hardware import load_profile
 
@@ -137,3 +138,25 @@ def test_large_models_are_probed_on_fewer_rows(macs: int, rows: int) -> None:
     entry = Candidates(layer=dataclasses.replace(layer(0), macs=macs), schemes=(FLOAT32, *SCHEMES[1:3]))
     found = probes([entry], lambda policy: policy)
     assert probe_rows([*found, *found], [entry]) == rows
+
+
+def test_each_next_point_widens_the_predicted_front_most() -> None:
+    """Against the exact hypervolume; random directions come near enough to it for points that differ clearly."""
+    rng = np.random.default_rng(0)
+    falling = [[0.0, 8.0, 2.0], [0.02, 2.0, 1.0], [0.1, 1.0, 0.5]]
+    costs = [np.array(falling) * rng.uniform(0.5, 2, (3, 3)) * rng.uniform(0.2, 2, 3) for _ in range(4)]
+    points = predicted_front(costs, 6)
+    assert len(set(points)) == len(points) == 6 and predicted_front(costs, 3) == points[:3]
+    every = list(itertools.product(range(3), repeat=4))
+    losses = {point: sum(cost[i] for cost, i in zip(costs, point, strict=True)) for point in every}
+    reference = np.array([0.3, *np.sum([cost[:, 1:].max(axis=0) for cost in costs], axis=0)])
+    for count in range(1, 5):
+        best = max(hypervolume([losses[p] for p in (*points[: count - 1], other)], reference) for other in every)
+        assert hypervolume([losses[p] for p in points[:count]], reference) > 0.93 * best
+
+
+def test_points_beyond_all_worth_are_spread_all_the_same() -> None:
+    falling = np.array([[5.0, 8.0, 2.0], [9.0, 4.0, 1.0], [20.0, 1.0, 0.5]])
+    costs = [falling * scale for scale in (1.0, [3.0, 1.0, 2.0], [1.0, 2.0, 5.0])]
+    points = predicted_front(costs, 4)
+    assert len(set(points)) == 4
