@@ -1,6 +1,6 @@
 """Measures every candidate of a small space, and writes the truth as ``benchmarks/tabular/NAME.npz``.
 
-    python benchmarks/tabular/make.py resnet20 [--rows 500] [--bench DIR]
+    python benchmarks/tabular/make.py resnet20 [--rows 400] [--final 250] [--bench DIR]
     python benchmarks/tabular/make.py digits [--digits FOLDER]      # FOLDER as examples/digits/train.py writes it
 
 ``resnet20``: the layers in 7 groups, 3 schemes each, 2,187 candidates; the first ROWS images of either half of
@@ -162,7 +162,7 @@ def main() -> None:
     """Measure what is missing; write the table when nothing is."""
     made = harness.parser(__doc__)
     made.add_argument("name", choices=sorted(SPACES))
-    made.add_argument("--rows", type=int, default=500, help="images of each half, ResNet-20 [default: %(default)s]")
+    made.add_argument("--rows", type=int, default=400, help="images of each half, ResNet-20 [default: %(default)s]")
     made.add_argument("--digits", type=Path, default=harness.ROOT / "examples" / "digits")
     made.add_argument("--minutes", type=float, default=1e9, help="stop after so long; the next call goes on")
     made.add_argument("--final", type=int, default=9999, help="candidates, at random, scored on the final half as well")
@@ -223,7 +223,7 @@ def main() -> None:
     # Two independent halves differ by twice the noise of the whole, were it a mean.
     noise = float(np.std((rows[:, 4] - rows[:, 5])[~spoilt]) / 2)
     about = {
-        "command": "python benchmarks/tabular/make.py " + given.name,
+        "command": f"python benchmarks/tabular/make.py {given.name} --rows {given.rows} --final {given.final}",
         "rows": [setting.search.rows, setting.final.rows],
         "metric": setting.metric.name,
         "float32": [metric(float32, setting.search), metric(float32, setting.final), len(source)],
