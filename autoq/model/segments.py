@@ -6,6 +6,7 @@ cut that was kept, or at the inputs.
 
 A cut lies between nodes in graph order. DequantizeLinear nodes of activations belong to their readers: what crosses is
 the integers, so that a part runs on the integer kernels that the whole model would, and keeps a quarter of the bytes.
+DynamicQuantizeLinear nodes do, too: what they read is what a later reader of their integers may be asked for.
 """
 
 from __future__ import annotations
@@ -34,19 +35,24 @@ class Segments:
         self, model: onnx.ModelProto, batches: Sequence[Batch], *, threads: int = 1, kept_bytes: int = KEPT_BYTES
     ) -> None:
         self._threads, self._limit = threads, kept_bytes
-        self.replace(model)
+        self._nodes: list[onnx.NodeProto] = []
         self._start = 0
         self._state: list[Batch] = list(batches)
+        self.replace(model)
 
     def replace(self, model: onnx.ModelProto) -> None:
-        """Goes on with a model of the same nodes whose constants differ, behind the last cut."""
+        """Goes on with a model of the same nodes whose constants differ, behind the last cut.
+
+        Tensors may be called otherwise there: a file's own names are numbers, which another constant shifts.
+        """
+        before = self._nodes
         self._model = model
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self._maker = {name: node for node in model.graph.node for name in node.output if name}
         known = {*self._constants, *self._maker, *(value.name for value in model.graph.input)}
         # By what it makes: not every node has a name.
         self._reads = {name: _names_read(node) & known for node in model.graph.node for name in node.output if name}
-        self._nodes: list[onnx.NodeProto] = []
+        self._nodes = []
         constant = set(self._constants)
         self._pulled: set[str] = set()  # tensors whose makers follow their readers instead of standing in line
         for node in model.graph.node:
@@ -54,11 +60,17 @@ class Segments:
             if self._reads[_first(node)] <= constant:
                 constant.update(made)
                 self._pulled.update(made)
-            elif node.op_type == "DequantizeLinear":
+            elif node.op_type in ("DequantizeLinear", "DynamicQuantizeLinear"):
                 self._pulled.update(made)
             else:
                 self._nodes.append(node)
         self._constant = constant
+        if before:
+            if [node.op_type for node in before] != [node.op_type for node in self._nodes]:
+                raise TrialError("build", "with other numbers the graph has other nodes")
+            pairs = zip(before, self._nodes, strict=True)
+            names = {old: new for a, b in pairs for old, new in zip(a.output, b.output, strict=True)}
+            self._state = [{names.get(name, name): values for name, values in each.items()} for each in self._state]
         self._position = {node.name: index for index, node in enumerate(self._nodes) if node.name}
 
     def node(self, name: str) -> onnx.NodeProto | None:

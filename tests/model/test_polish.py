@@ -216,3 +216,16 @@ def test_what_stands_at_padded_positions_changes_nothing() -> None:
 
     assert polished(clean, "mask") == polished(dirty, "mask")
     assert polished(clean, None) != polished(dirty, None)
+
+
+def test_two_readers_of_a_tensor_whose_range_is_found_at_run_time() -> None:
+    """Between them the file's own names shift, since the first gets a bias of its own."""
+    net = Net(seed=6)
+    x = net.add("Relu", net.add("MatMul", net.input("N", 12), net.weight(12, 12)))
+    sums = [net.add("Add", net.add("MatMul", x, net.weight(12, 8)), net.weight(8)) for _ in range(3)]
+    data, scheme = rows(128, 12), "w2a8-gptq@dynamic"
+    subject = lowered(net.model(net.add("Add", net.add("Add", *sums[:2]), sums[2])), [scheme], {"x": data})
+    policy = chosen(subject, **{layer.name: scheme for layer in subject.layers})
+    _, results = polish(subject.lowering, policy, batches(data[:96]), batches(data[96:]))
+    assert [result.skipped for result in results] == [""] * 4
+    assert sum(result.kept for result in results) >= 2
