@@ -124,3 +124,27 @@ def test_a_part_that_does_not_run_is_a_trial_error(net: Lowered) -> None:
     parts = Segments(net.graph.model, [{"x": np.zeros((2, 3, 6, 6), np.float64)}])
     with pytest.raises(TrialError, match="ONNX Runtime"):
         list(parts.upto(net.layers[1].node, [net.layers[1].input]))
+
+
+def test_a_model_that_calls_its_tensors_otherwise(net: Lowered, feeds: list[dict[str, np.ndarray]]) -> None:
+    """A file's own names are numbers, which another constant shifts."""
+    model = onnx.ModelProto.FromString(net.build("w8a8@minmax"))
+    other = onnx.ModelProto.FromString(net.build("w8a8@minmax"))
+    ends = {value.name for value in (*other.graph.input, *other.graph.output)}
+    for node in other.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [name if name in ends or not name else f"other {name}" for name in names]
+    for tensor in other.graph.initializer:
+        tensor.name = f"other {tensor.name}"
+    first, last = net.layers[1].node, net.layers[-1].node
+    parts, exact = Segments(model, feeds), Segments(model, feeds)
+    for each in (parts, exact):
+        list(each.upto(first, []))
+    parts.replace(other)
+    given = exact.node(last).input[0]  # type: ignore[union-attr]
+    found = [values for (values,) in parts.upto(last, [f"other {given}"])]
+    for values, (wanted,) in zip(found, exact.upto(last, [given]), strict=True):
+        np.testing.assert_array_equal(values, wanted)
+    shorter = onnx.ModelProto.FromString(net.build("float32"))
+    with pytest.raises(TrialError, match="other nodes"):
+        exact.replace(shorter)
