@@ -39,7 +39,7 @@ from autoq.record.manifest import layer_record
 from autoq.record.publish import EXAMPLE_ROWS, publish
 from autoq.record.run_folder import RunFolder, free_name
 from autoq.record.tracking import Tracker
-from autoq.runtime.base import InputSpec
+from autoq.runtime.base import InputSpec, fixed_batch
 from autoq.runtime.data import Split, load_split
 from autoq.runtime.machine import describe, software_versions
 from autoq.runtime.meter import Meter
@@ -491,8 +491,7 @@ def _meter(setting: Setting) -> Meter:
 
 def _batch(setting: Setting) -> int:
     """Rows of an inference that is timed."""
-    fixed = {spec.shape[0] for spec in setting.inputs if spec.shape and spec.shape[0] is not None}
-    return max(fixed, default=None) or setting.profile.latency_with(setting.job.latency).batch
+    return fixed_batch(setting.inputs) or setting.profile.latency_with(setting.job.latency).batch
 
 
 def _feeds(setting: Setting) -> dict[str, np.ndarray]:
@@ -558,8 +557,7 @@ def _looks(setting: Setting) -> tuple[int, ...]:
 
 def _chunk(setting: Setting) -> int:
     """Rows that go through the model at once when it is scored."""
-    fixed = {spec.shape[0] for spec in setting.inputs if spec.shape and spec.shape[0] is not None}
-    return max(fixed, default=None) or setting.job.data.batch
+    return fixed_batch(setting.inputs) or setting.job.data.batch
 
 
 def _steps(setting: Setting, answers: Mapping[str, np.ndarray]) -> Steps | None:
@@ -670,11 +668,11 @@ def _polish(
     choice, log = setting.job.search, PolishLog(folder.polish, folder.models)
     if choice.polish == "none":
         return {}, ()
-    fixed = {spec.shape[0] for spec in setting.inputs if spec.shape and spec.shape[0] is not None}
+    fixed = fixed_batch(setting.inputs)
     work = PolishWork(
         kind=choice.polish,
         inputs=setting.calibration.inputs,
-        unit=max(fixed, default=None) or setting.calibration.group,
+        unit=fixed or setting.calibration.group,
         fixed=bool(fixed),
         padding_mask=setting.padding_mask,
     )
@@ -804,7 +802,7 @@ def _notes(setting: Setting, search: Search, truths: Sequence[ProxyTruth]) -> tu
 def _health(setting: Setting, lowering: Lowering, front: Front, folder: RunFolder, events: Events) -> Health:
     """The health of the front's points; what cannot be taken is left out, with a warning: no search ends for it."""
     narrow = describe().adds_pairs_in_16_bits or bool(setting.profile.instead)
-    batch = max((spec.shape[0] or 0 for spec in setting.inputs if spec.shape), default=0) or HEALTH_ROWS
+    batch = fixed_batch(setting.inputs) or HEALTH_ROWS
     calibration = {name: array[:batch] for name, array in setting.calibration.inputs.items()}
     rows = {name: np.resize(array, (batch, *array.shape[1:])) for name, array in calibration.items()}
     found = {}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 # Before any library reads them. Spinning threads beside a second test process make both many times slower.
@@ -27,6 +30,23 @@ settings.load_profile("autoq")
 def repo_root() -> Path:
     """The root of the checkout."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def printed_on_threads(repo_root: Path) -> Callable[[str], set[bytes]]:
+    """What a program prints in processes whose linear algebra has one thread and two: one text where they agree."""
+
+    def printed(program: str) -> set[bytes]:
+        found = set()
+        for threads in ("1", "2"):
+            environment = {**os.environ, "PYTHONPATH": str(repo_root)}
+            environment |= {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+            command = [sys.executable, "-c", program]
+            found.add(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+        assert all(found)
+        return found
+
+    return printed
 
 
 @pytest.fixture(scope="session")

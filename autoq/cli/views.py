@@ -23,11 +23,11 @@ from autoq.spec.hardware import Profile
 def print_next_steps(outcome: Outcome) -> None:
     """Where everything lies and what to do with it."""
     front = outcome.front
-    failed = f", {front.trials_pruned} dropped on the way" if front.trials_pruned else ""
-    failed += f", {front.trials_failed} failed" if front.trials_failed else ""
+    others = f", {front.trials_pruned} dropped on the way" if front.trials_pruned else ""
+    others += f", {front.trials_failed} failed" if front.trials_failed else ""
     out = console()
     out.print(
-        f"{front.trials_complete} trials{failed} in {front.wall_s:.0f} s; stopped by: {front.stop_reason}. "
+        f"{front.trials_complete} trials{others} in {front.wall_s:.0f} s; stopped by: {front.stop_reason}. "
         f"Everything is in {escape(str(outcome.path))} (open report.html).",
         soft_wrap=True,
     )

@@ -190,10 +190,7 @@ class _Trace:
         if shape is None:
             return None
         if node.op_type == "Slice":
-            axes = self.graph.constant(node.input[3]) if len(node.input) > 3 and node.input[3] else None
-            if axes is None or any(int(axis) % len(shape) < 2 for axis in axes.reshape(-1)):
-                return None
-            return given
+            return given if self._positions_only(node, 3, len(shape)) else None
         pads = self.graph.constant(node.input[1])
         value = self.graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1)
         named = len(node.input) > 3 and node.input[3]
@@ -204,16 +201,18 @@ class _Trace:
             return None
         return np.pad(given[0], (before, after)), np.pad(given[1], (before, after))
 
+    def _positions_only(self, node: onnx.NodeProto, operand: int, rank: int) -> bool:
+        """Whether the axes that are the node's input number ``operand`` are known, and neither rows nor channels."""
+        axes = self.graph.constant(node.input[operand]) if len(node.input) > operand and node.input[operand] else None
+        return axes is not None and all(int(axis) % rank >= 2 for axis in axes.reshape(-1))
+
     def _rows(self, node: onnx.NodeProto, given: Moments) -> Moments | None:
         """Means over positions; and ``[rows, channels, ...]`` made rows, each channel as often as it had positions."""
         before, after = (self.graph.shapes.get(name) for name in (node.input[0], node.output[0]))
         if before is None or after is None:
             return None
         if node.op_type == "ReduceMean":
-            axes = self.graph.constant(node.input[1]) if len(node.input) > 1 and node.input[1] else None
-            if axes is None or any(int(axis) % len(before) < 2 for axis in axes.reshape(-1)):
-                return None
-            return given
+            return given if self._positions_only(node, 1, len(before)) else None
         rest = [size for size in before[1:] if size is not None]
         if len(after) != 2 or len(rest) != len(before) - 1 or after[1] != math.prod(rest):
             return None

@@ -38,8 +38,7 @@ class _Panel:
 
 def rank_text(proxy: ProxyTruth) -> str:
     """How well one proxy ranked the truth: ``metric 0.93``."""
-    name = proxy.objective.replace("_", " ")
-    return f"{name} {'undefined' if proxy.spearman is None else format(proxy.spearman, '.2f')}"
+    return f"{_title(proxy)} {_rank(proxy)}"
 
 
 def plot_proxies(front: Front, proxies: Sequence[ProxyTruth]) -> Figure:
@@ -100,8 +99,7 @@ def plot_importances(layers: Sequence[str], found: Sequence[Importance]) -> Figu
     for index, entry in enumerate(found):
         axes = figure.add_subplot(1, len(found), index + 1, sharey=first)
         axes.barh(range(len(shown)), [100 * entry.shares[place] for place in shown], color=POINT_COLOUR)
-        title = f"{entry.objective.replace('_', ' ')}: {entry.explained:.0%} explained"
-        axes.set_title(title, fontsize=10)
+        axes.set_title(f"{_title(entry)}: {entry.explained:.0%} explained", fontsize=10)
         axes.set_xlabel("% of the variance", fontsize=9)
         axes.grid(True, axis="x", color="#e6e9ec", lw=0.6)
         axes.set_axisbelow(True)
@@ -121,6 +119,14 @@ def most_important(layers: Sequence[str], found: Sequence[Importance]) -> list[i
     return sorted(order[:MOST_LAYERS])
 
 
+def _title(figure: ProxyTruth | Importance) -> str:
+    return figure.objective.replace("_", " ")
+
+
+def _rank(proxy: ProxyTruth) -> str:
+    return "undefined" if proxy.spearman is None else format(proxy.spearman, ".2f")
+
+
 def _panels(front: Front, proxies: Sequence[ProxyTruth]) -> list[_Panel]:
     on_front = {point.id for point in front.points}
     factor, unit = metric_unit(front)
@@ -136,7 +142,7 @@ def _panels(front: Front, proxies: Sequence[ProxyTruth]) -> list[_Panel]:
         places = [(key in on_front, (x_factor * x, y_factor * y)) for key, x, y in rows]
         panels.append(
             _Panel(
-                title=f"{proxy.objective.replace('_', ' ')}: Spearman {rank_text(proxy).rsplit(' ', 1)[1]}",
+                title=f"{_title(proxy)}: Spearman {_rank(proxy)}",
                 x_label=x_label,
                 y_label=y_label,
                 logarithmic=proxy.objective == "metric" and min(proxy.predicted) > 0,

@@ -6,7 +6,7 @@ A runtime is one file with one class, and one line in :data:`RUNTIMES`.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +28,11 @@ class InputSpec:
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...]
+
+
+def fixed_batch(specs: Iterable[InputSpec]) -> int | None:
+    """The rows that a model takes at a time, where its inputs fix the first dimension; ``None`` where all are open."""
+    return max((spec.shape[0] for spec in specs if spec.shape and spec.shape[0] is not None), default=None)
 
 
 class Runtime(Protocol):

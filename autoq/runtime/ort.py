@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 
 from autoq.errors import ProfileError, TrialError
-from autoq.runtime.base import InputSpec
+from autoq.runtime.base import InputSpec, fixed_batch
 
 # Every error reaches us as an exception; at the level of errors ONNX Runtime would print each to stderr as well.
 _FATAL = 4
@@ -135,7 +135,7 @@ def run_batches(
     if rows == 0 or any(count != rows for count in rows_of.values()):
         counts = ", ".join(f"{name}: {count}" for name, count in rows_of.items())
         raise TrialError("metric", f"every input must have the same number of rows, at least one; rows are {counts}")
-    fixed = _fixed_batch(specs)
+    fixed = _one_fixed_batch(specs)
     names = [output.name for output in session.get_outputs()]
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     size = fixed or batch
@@ -169,8 +169,8 @@ def _check_provider(provider: str) -> None:
         raise ProfileError(f"this onnxruntime has no {provider!r}; it has {', '.join(available)}")
 
 
-def _fixed_batch(specs: tuple[InputSpec, ...]) -> int | None:
-    """The first dimension that the model fixes, or None where all are open."""
+def _one_fixed_batch(specs: tuple[InputSpec, ...]) -> int | None:
+    """The first dimension that the model fixes, or None where all are open; all inputs must agree."""
     sizes = {spec.shape[0] for spec in specs if spec.shape} - {None}
     if any(not spec.shape for spec in specs):
         name = next(spec.name for spec in specs if not spec.shape)
@@ -178,7 +178,7 @@ def _fixed_batch(specs: tuple[InputSpec, ...]) -> int | None:
     if len(sizes) > 1:
         fixed = ", ".join(map(str, sizes))
         raise TrialError("metric", f"the inputs' first dimensions are fixed to different sizes: {fixed}")
-    return next(iter(sizes), None)
+    return fixed_batch(specs)
 
 
 def _rows_of_output(name: str, output: Any, fed: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from autoq.model.moments import sees_data
 from autoq.model.placement import Placer
 from autoq.model.smoothing import divisors, smoothing_problem, smoothing_table
 from autoq.model.source import SourceModel
-from autoq.runtime.base import InputSpec
+from autoq.runtime.base import InputSpec, fixed_batch
 from autoq.runtime.data import Split
 from autoq.search.candidates import (
     Candidates,
@@ -156,8 +156,8 @@ def _reconstruct(
 
 def _batches(split: Split, inputs: Sequence[InputSpec]) -> Iterator[dict[str, np.ndarray]]:
     """Batches of :data:`BATCH` rows, or of the model's own size where that is fixed, less a last one too short."""
-    fixed = {spec.shape[0] for spec in inputs if spec.shape and spec.shape[0] is not None}
-    size = max(fixed, default=None) or BATCH
+    fixed = fixed_batch(inputs)
+    size = fixed or BATCH
     if fixed and split.rows < size:
         raise DataError(f"data.calibration has {split.rows} rows, fewer than the model's fixed batch of {size}")
     for batch in split.batches(size):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -106,7 +107,7 @@ class Search:
         # The slowest first: the workers then end their share of the batch at about the same time.
         new.sort(key=lambda proposal: -self.problem.modelled_latency(proposal.policy))
         # One front for all of a batch, that of the trials before it: what a candidate must reach hangs on no worker.
-        hurdles = [self._guide.hurdle(proposal.policy) for proposal in new]
+        hurdles = None if self.step_rows is None else [self._guide.hurdle(proposal.policy) for proposal in new]
         results = iter(self.executor.score([proposal.policy for proposal in new], hurdles)) if new else iter(())
         with ThreadPoolExecutor(1) as pool:
             copied = pool.submit(self.meanwhile)
@@ -137,40 +138,26 @@ class Search:
     def _finish(self, proposal: Proposal, result: Scored | Dropped | Failure) -> Trial:
         # One that is tried again keeps its number.
         number = self._numbers.setdefault(proposal.policy, 1 + max(self._numbers.values(), default=-1))
-        modelled = self.problem.modelled_latency(proposal.policy)
+        trial = Trial(
+            number=number,
+            policy=proposal.policy,
+            origin=proposal.origin,
+            latency_modelled=self.problem.modelled_latency(proposal.policy),
+        )
         if isinstance(result, Failure):
-            return Trial(
-                number=number,
-                policy=proposal.policy,
-                origin=proposal.origin,
-                latency_modelled=modelled,
-                failure=result,
-            )
+            return dataclasses.replace(trial, failure=result)
+        trial = dataclasses.replace(
+            trial,
+            size_bytes=result.size_bytes,
+            weight_bits_mean=result.weight_bits_mean,
+            sha256=result.sha256,
+            seconds=result.seconds,
+        )
         if isinstance(result, Dropped):
-            return Trial(
-                number=number,
-                policy=proposal.policy,
-                origin=proposal.origin,
-                latency_modelled=modelled,
-                size_bytes=result.size_bytes,
-                weight_bits_mean=result.weight_bits_mean,
-                sha256=result.sha256,
-                seconds=result.seconds,
-                pruned=result.pruned,
-            )
+            return dataclasses.replace(trial, pruned=result.pruned)
+        trial = dataclasses.replace(trial, metric=result.metric)
         if (pruned := self._not_worth_timing(proposal.policy, result)) is not None:
-            return Trial(
-                number=number,
-                policy=proposal.policy,
-                origin=proposal.origin,
-                metric=result.metric,
-                latency_modelled=modelled,
-                size_bytes=result.size_bytes,
-                weight_bits_mean=result.weight_bits_mean,
-                sha256=result.sha256,
-                seconds=result.seconds,
-                pruned=pruned,
-            )
+            return dataclasses.replace(trial, pruned=pruned)
         path = self.model_path(proposal.policy.id)
         try:
             path.write_bytes(result.model)
@@ -178,22 +165,10 @@ class Search:
             raise disk_error(path, error) from None
         start = self.clock()
         measurement = self.executor.measure(path)
-        seconds = {**result.seconds, "measure": self.clock() - start}
-        failed = isinstance(measurement, Failure)
-        return Trial(
-            number=number,
-            policy=proposal.policy,
-            origin=proposal.origin,
-            metric=result.metric,
-            latency=None if isinstance(measurement, Failure) else measurement.latency,
-            latency_modelled=modelled,
-            size_bytes=result.size_bytes,
-            peak_memory_bytes=None if isinstance(measurement, Failure) else measurement.peak_memory_bytes,
-            weight_bits_mean=result.weight_bits_mean,
-            sha256=result.sha256,
-            seconds=seconds,
-            failure=measurement if failed else None,  # type: ignore[arg-type]
-        )
+        trial = dataclasses.replace(trial, seconds={**result.seconds, "measure": self.clock() - start})
+        if isinstance(measurement, Failure):
+            return dataclasses.replace(trial, failure=measurement)
+        return dataclasses.replace(trial, latency=measurement.latency, peak_memory_bytes=measurement.peak_memory_bytes)
 
     def _not_worth_timing(self, policy: Policy, result: Scored) -> Pruned | None:
         """Why a candidate of which all rows were scored is not timed, where candidates are scored in steps.

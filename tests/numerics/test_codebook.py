@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -171,20 +168,11 @@ def test_what_cannot_be_is_refused() -> None:
         quantize_weight(weight, bits=2, axis=0, rounding="kmeans")
 
 
-def test_threads_change_nothing(repo_root: Path) -> None:
+def test_threads_change_nothing(printed_on_threads: Callable[[str], set[bytes]]) -> None:
     program = (
         "import numpy as np; from autoq.numerics.weights import quantize_weight; r = np.random.default_rng(0); "
         "x = r.standard_normal((900, 300)) @ r.standard_normal((300, 300)); w = r.standard_normal((300, 300)); "
         "q = quantize_weight(w, bits=4, axis=0, rounding='kmeans', hessian=x.T @ x / 900); "
         "print(q.values.tobytes().hex(), q.codebook.tobytes().hex())"
     )
-    printed = {
-        subprocess.run(
-            [sys.executable, "-c", program],
-            env={**os.environ, "PYTHONPATH": str(repo_root), "OMP_NUM_THREADS": n, "OPENBLAS_NUM_THREADS": n},
-            capture_output=True,
-            check=True,
-        ).stdout
-        for n in ("1", "2")
-    }
-    assert len(printed) == 1
+    assert len(printed_on_threads(program)) == 1

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -122,19 +119,10 @@ def test_where_codebooks_stop_being_the_larger_part(bits: int) -> None:
     assert codes < books
 
 
-def test_threads_change_nothing(repo_root: Path) -> None:
+def test_threads_change_nothing(printed_on_threads: Callable[[str], set[bytes]]) -> None:
     program = (
         "import numpy as np; from autoq.numerics.product import product_codes; "
         "p = product_codes(np.random.default_rng(0).standard_normal((9000, 8)).astype('float32'), bits=2); "
         "print(p.codes.tobytes().hex(), p.centroids.tobytes().hex())"
     )
-    printed = {
-        subprocess.run(
-            [sys.executable, "-c", program],
-            env={**os.environ, "PYTHONPATH": str(repo_root), "OMP_NUM_THREADS": n, "OPENBLAS_NUM_THREADS": n},
-            capture_output=True,
-            check=True,
-        ).stdout
-        for n in ("1", "2")
-    }
-    assert len(printed) == 1
+    assert len(printed_on_threads(program)) == 1

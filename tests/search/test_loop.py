@@ -59,6 +59,20 @@ def front_files(folder: Path) -> set[str]:
     return {path.stem for path in (folder / "models").iterdir()}
 
 
+class Stop(Exception):
+    """A search that is ended from outside."""
+
+
+def stop_after(count: int) -> Callable[[Trial, Search], None]:
+    """An ``on_trial`` that ends the search after so many trials."""
+
+    def stop(trial: Trial, search: Search) -> None:
+        if len(search.trials) == count:
+            raise Stop
+
+    return stop
+
+
 def plain(trials: Sequence[Trial]) -> list[Trial]:
     """Without the seconds that steps took."""
     return [dataclasses.replace(trial, seconds={}) for trial in trials]
@@ -111,15 +125,8 @@ def test_a_resumed_search_is_the_uninterrupted_one(tmp_path: Path, stopped_after
     whole = make_search(tmp_path / "whole")
     whole.run(Limits(trials=24))
 
-    class Stop(Exception):
-        pass
-
-    def stop(trial: Trial, search: Search) -> None:
-        if len(search.trials) == stopped_after:
-            raise Stop
-
     with pytest.raises(Stop):
-        make_search(tmp_path / "cut", on_trial=stop).run(Limits(trials=24))
+        make_search(tmp_path / "cut", on_trial=stop_after(stopped_after)).run(Limits(trials=24))
     executor = TableExecutor()
     resumed = make_search(tmp_path / "cut", executor=executor)
     finished = resumed.log.read()
@@ -332,15 +339,8 @@ def test_a_resumed_search_drops_the_same(tmp_path: Path, stopped_after: int) -> 
     whole = dropping(tmp_path / "whole")
     whole.run(Limits(trials=32))
 
-    class Stop(Exception):
-        pass
-
-    def stop(trial: Trial, search: Search) -> None:
-        if len(search.trials) == stopped_after:
-            raise Stop
-
     with pytest.raises(Stop):
-        dropping(tmp_path / "cut", on_trial=stop).run(Limits(trials=32))
+        dropping(tmp_path / "cut", on_trial=stop_after(stopped_after)).run(Limits(trials=32))
     executor = TableExecutor(drops=True)
     resumed = dropping(tmp_path / "cut", executor)
     resumed.run(Limits(trials=32), resumed.log.read())
@@ -350,7 +350,7 @@ def test_a_resumed_search_drops_the_same(tmp_path: Path, stopped_after: int) -> 
 
 def test_a_search_of_which_everything_was_dropped_names_the_nearest_miss(tmp_path: Path) -> None:
     problem = make_problem(("a",), objectives=("metric", "size"), own={"a": SCHEMES[2:3] * 2}, max_metric_drop=0.01)
-    search = make_search(tmp_path, problem=problem, executor=TableExecutor(drops=True))
+    search = make_search(tmp_path, problem=problem, executor=TableExecutor(drops=True), step_rows=100)
     search.run(Limits(trials=5))
     assert all(trial.pruned for trial in search.trials) and search.trials
     assert problem.nearest_miss(search.trials).startswith("max_metric_drop binds: no trial keeps max_metric_drop 0.01")
