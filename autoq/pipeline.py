@@ -30,6 +30,7 @@ from autoq.model.health import ROWS as HEALTH_ROWS
 from autoq.model.health import HealthCheck
 from autoq.model.layers import with_macs
 from autoq.model.lower import Lowering
+from autoq.model.parts import Parts
 from autoq.model.placement import Placer
 from autoq.model.source import SourceModel, read_model
 from autoq.record.evidence_plots import rank_text
@@ -53,6 +54,7 @@ from autoq.search.fidelity import Steps, plan_steps, planned_looks
 from autoq.search.final import check_front
 from autoq.search.form_probe import FormFigure, probe_forms
 from autoq.search.groundwork import lay_groundwork
+from autoq.search.latency import LatencyModel, cached_table, keep, measure_table, read_kept, time_for_it
 from autoq.search.loop import Limits, Search
 from autoq.search.polish import Polished, polish_front
 from autoq.search.polish_log import PolishLog
@@ -243,6 +245,9 @@ def _search(
     form = _form_gain(setting, lowering, meter)
     predicted = _prediction(setting, lowering, events)
     problem = _problem(setting, lowering, baseline)
+    latency, latency_notes = _latency(setting, lowering, problem, meter, folder, bool(finished), events)
+    if latency is not None:
+        problem = dataclasses.replace(problem, latency=latency.ratio)
     study = StudyRecord(folder.study, job.name, _directions(setting), job.objectives, problem.schemes())
     free_layers = list(problem.choices)
 
@@ -271,7 +276,7 @@ def _search(
     try:
         search = Search(
             problem=problem,
-            proposer=_proposer(setting, problem, predicted),
+            proposer=_proposer(setting, problem, predicted, latency),
             executor=executor,
             log=log,
             models=folder.models,
@@ -326,7 +331,12 @@ def _search(
         why_empty=_why_empty(search, checked.points),
         final=True,
         stop_reason=stop_reason,
-        notes=(*_stop_notes(limits, search, stop_reason), *_notes(setting, search, truths), *polish_notes),
+        notes=(
+            *_stop_notes(limits, search, stop_reason),
+            *latency_notes,
+            *_notes(setting, search, truths),
+            *polish_notes,
+        ),
     )
     write_front(front, folder.front)
     events.step("writing the report")
@@ -612,16 +622,77 @@ def _prediction(setting: Setting, lowering: Lowering, events: Events) -> Sensiti
     return sensitivity(setting.candidates, found, noises)
 
 
-def _proposer(setting: Setting, problem: Problem, predicted: Sensitivity | None) -> Proposer:
+def _latency(
+    setting: Setting,
+    lowering: Lowering,
+    problem: Problem,
+    meter: Meter,
+    folder: RunFolder,
+    resumed: bool,
+    events: Events,
+) -> tuple[LatencyModel | None, tuple[str, ...]]:
+    """A latency model measured here, or ``None`` where the profile's costs serve; and what to say of it.
+
+    The run folder keeps what it was: a search that goes on proposes by the same figures.
+    """
+    job = setting.job
+    if "latency" not in job.objectives and job.constraints.max_latency_ratio is None:
+        return None, ()
+    kept = read_kept(folder.latency)
+    if kept is None and resumed:  # trials from before there was a model
+        return None, ()
+    if kept is None:
+        limit_s = time_for_it(job.budget.trials, job.budget.time_s)
+        kept = "the budget is too small to measure a latency model: the profile's costs guide proposals"
+        if limit_s:
+            settings, machine, versions = setting.profile.latency_with(job.latency), describe(), software_versions()
+            identity = {
+                "built from": [setting.model.identity, setting.forms, setting.profile.lowering.accuracy_level],
+                "schemes": {entry.layer.name: list(map(str, entry.schemes)) for entry in setting.candidates},
+                "shapes": {name: list(array.shape) for name, array in _feeds(setting).items()},
+                "runtime": [setting.profile.runtime.model_dump(mode="json"), settings.threads],
+                "profile": setting.profile.to_dict()["costs"],
+                "machine": [machine.cpu_model, machine.arch, sorted(machine.flags), machine.usable_cores],
+                "versions": [versions["autoq"], versions["onnxruntime"]],
+                "seconds": limit_s,
+            }
+            events.step(f"timing files for a latency model, at most {limit_s:.0f} s")
+            table = cached_table(
+                default_cache_dir(),
+                identity,
+                lambda: measure_table(
+                    setting.candidates,
+                    lowering,
+                    problem.complete,
+                    setting.profile,
+                    meter,
+                    limit_s=limit_s,
+                    clock=time.monotonic,
+                ),
+            )
+            kept = table or kept
+        keep(folder.latency, kept)
+    if isinstance(kept, str):
+        return None, (kept,)
+    events.step(str(kept.check))
+    model = LatencyModel(table=kept, parts=Parts(lowering.formed, lowering.layers, lowering.placer))
+    return model if kept.check.good else None, (str(kept.check),)
+
+
+def _proposer(
+    setting: Setting, problem: Problem, predicted: Sensitivity | None, latency: LatencyModel | None
+) -> Proposer:
     """Uniform policies first, then some that trace the predicted front (:data:`PREDICTED_SEEDS`, one a layer, or half
     of what the budget has left), then the sampler's."""
     count = min(PREDICTED_SEEDS, len(problem.choices), (setting.job.budget.trials - len(setting.space.seeds)) // 2)
-    traced = knapsack_seeds(setting.candidates, predicted, setting.profile, count) if predicted and count > 0 else []
+    times = latency.layer_times(setting.candidates, problem.complete) if predicted and latency else None
+    profile = setting.profile
+    traced = knapsack_seeds(setting.candidates, predicted, profile, count, times) if predicted and count > 0 else []
     named = [
         (f"predicted front {number}", {name: seed[name] for name in problem.choices})
         for number, seed in enumerate(traced, start=1)
     ]
-    believed = proxies(setting.candidates, predicted, setting.profile, setting.job.objectives) if predicted else None
+    believed = proxies(setting.candidates, predicted, profile, setting.job.objectives, times) if predicted else None
     return Proposer(
         problem.choices,
         problem.complete,

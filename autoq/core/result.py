@@ -78,7 +78,7 @@ class Trial:
     """One candidate and what was measured of it.
 
     ``origin`` says who proposed it (``"seed:w8a8@minmax"``, ``"sampler:nsga2"``, …). ``metric`` is the value on the
-    search split, in the metric's own direction. ``latency_modelled`` is the profile's estimate of
+    search split, in the metric's own direction. ``latency_modelled`` is the search's estimate of
     ``ratio_to_float32``: it guides proposals and is never shown as a measurement. ``seconds`` has the wall time of
     each step: ``build``, ``load``, ``metric``, ``measure``, …. One that was ``pruned`` has neither latency nor memory,
     and a ``metric`` only where all rows were scored.

@@ -7,6 +7,7 @@
       trials.jsonl    every finished trial, one line each
       study.db        the same as an Optuna study, for optuna-dashboard
       models/         the files of the front, <policy id>.onnx, polished <policy id>.polished.onnx
+      latency.json    the latency model that guides proposals, or why there is none
       polish.jsonl    what came of each polish, one line each
       front.json      the front, after every trial
       front.png, proxies.png, importances.png, front.html, report.html, health.json      at the end
@@ -40,6 +41,7 @@ class RunFolder:
         self.trials = path / "trials.jsonl"
         self.study = path / "study.db"
         self.polish = path / "polish.jsonl"
+        self.latency = path / "latency.json"
         self.front = path / "front.json"
         self._lock: IO[str] | None = None
         self._made: list[Path] = []
@@ -66,6 +68,7 @@ class RunFolder:
         if not resume:
             self.study.unlink(missing_ok=True)
             self.polish.unlink(missing_ok=True)
+            self.latency.unlink(missing_ok=True)
         return self
 
     def _check_use(self, resume: bool) -> None:

@@ -35,6 +35,8 @@ class Problem:
     """One search: candidates per layer, the seeds, objectives and constraints, and float32's own values.
 
     ``canonical`` makes equal what the graph forces to be equal (:meth:`autoq.model.placement.Placer.canonical`).
+    ``latency`` models a canonical policy's ratio to float32 from measurements on this machine
+    (:mod:`autoq.search.latency`); without it, the profile's costs do.
     """
 
     candidates: tuple[Candidates, ...]
@@ -45,6 +47,7 @@ class Problem:
     constraints: Constraints
     baseline: Values
     profile: Profile
+    latency: Callable[[Policy], float] | None = None
 
     @property
     def choices(self) -> dict[str, tuple[Scheme, ...]]:
@@ -90,7 +93,9 @@ class Problem:
         ]
 
     def modelled_latency(self, policy: Policy) -> float:
-        """The profile's estimate of ``ratio_to_float32``: its costs, weighted by the layers' multiply-accumulates."""
+        """The estimate of ``ratio_to_float32``: by ``latency``, or by the profile's costs, weighted by MACs."""
+        if self.latency is not None:
+            return self.latency(policy)
         schemes = dict(policy)
         layers = [entry.layer for entry in self.candidates]
         costs = [self.profile.cost(layer.kind, schemes[layer.name], layer.uses) for layer in layers]

@@ -8,7 +8,7 @@ over both prices gives every policy on the convex hull of the predicted front.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -30,16 +30,24 @@ _DIRECTIONS = 512
 
 _BYTES_PER_SCALE = 2  # float16, nearly always
 
+LayerTimes = Mapping[tuple[str, Scheme], float]
+"""What each scheme of each layer adds to a whole latency (:meth:`autoq.search.latency.LatencyModel.layer_times`)."""
+
 
 def knapsack_seeds(
-    candidates: Sequence[Candidates], table: Sensitivity, profile: Profile, count: int
+    candidates: Sequence[Candidates],
+    table: Sensitivity,
+    profile: Profile,
+    count: int,
+    times: LayerTimes | None = None,
 ) -> list[dict[str, Scheme]]:
     """At most ``count`` choices of schemes (layer -> scheme) that trace the predicted front.
 
     Only layers with a weight of their own appear. Each next one is that which widens the predicted front most.
+    ``times`` are measured on this machine; without them, the profile's costs serve.
     """
     layers = [entry for entry in candidates if entry.layer.tied_to is None]
-    costs = [_costs(entry, table, profile) for entry in layers]
+    costs = [_costs(entry, table, profile, times) for entry in layers]
     picks, totals = _predicted(costs)
     # float32 itself is the baseline of every search, and no candidate.
     quantized = [any(entry.schemes[i] != FLOAT32 for entry, i in zip(layers, pick, strict=True)) for pick in picks]
@@ -61,7 +69,11 @@ def predicted_front(costs: Sequence[npt.NDArray[np.float64]], count: int) -> lis
 
 
 def proxies(
-    candidates: Sequence[Candidates], table: Sensitivity, profile: Profile, objectives: Sequence[str]
+    candidates: Sequence[Candidates],
+    table: Sensitivity,
+    profile: Profile,
+    objectives: Sequence[str],
+    times: LayerTimes | None = None,
 ) -> dict[str, list[list[float]]]:
     """Layer -> for each of its schemes what it is believed to add to each objective, in any unit.
 
@@ -72,19 +84,23 @@ def proxies(
     found = {}
     for entry in candidates:
         if entry.layer.tied_to is None:
-            costs = _costs(entry, table, profile)
+            costs = _costs(entry, table, profile, times)
             known = np.isfinite(costs)
             costs = np.where(known, costs, 10 * np.where(known, costs, 0.0).max(axis=0))
             found[entry.layer.name] = costs[:, [column[name] for name in objectives]].tolist()
     return found
 
 
-def _costs(entry: Candidates, table: Sensitivity, profile: Profile) -> npt.NDArray[np.float64]:
+def _costs(
+    entry: Candidates, table: Sensitivity, profile: Profile, times: LayerTimes | None
+) -> npt.NDArray[np.float64]:
     """[schemes, 3]: noise, bytes, modelled time of each of the layer's schemes."""
     layer = entry.layer
     rows = []
     for scheme in entry.schemes:
         time = layer.macs * profile.cost(layer.kind, scheme, layer.uses)
+        if times is not None:
+            time = times[layer.name, scheme]
         rows.append((table.noise(layer.name, scheme), weight_bytes(layer, scheme), time))
     return np.array(rows, np.float64)
 
