@@ -643,7 +643,9 @@ def _latency(
         return None, ()
     if kept is None:
         limit_s = time_for_it(job.budget.trials, job.budget.time_s)
-        kept = "the budget is too small to measure a latency model: the profile's costs guide proposals"
+        kept = (
+            "no latency model was measured, for want of trials, time or policies: the profile's costs guide proposals"
+        )
         if limit_s:
             settings, machine, versions = setting.profile.latency_with(job.latency), describe(), software_versions()
             identity = {

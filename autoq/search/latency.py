@@ -63,6 +63,7 @@ SHARE = 0.1
 """Of the search's time budget, at most."""
 
 _FOLDS = 8
+_MOST_TOLD = 600
 _LEAST_RATIO = 1e-3
 
 
@@ -125,7 +126,7 @@ class LatencyModel:
         entries = [entry for entry in found if entry.layer.tied_to is None]
         columns = list(dict.fromkeys((e.layer.name, latency_class(e.layer, s)) for e in entries for s in e.schemes))
         index = {column: number for number, column in enumerate(columns)}
-        chosen = list(islice(design(found, seed=1), 100 + 2 * len(columns)))
+        chosen = list(islice(design(found, seed=1), min(100 + 2 * len(columns), _MOST_TOLD)))
         present = np.zeros((len(chosen), len(columns)))
         for row, choice in zip(present, chosen, strict=True):
             for entry in entries:
