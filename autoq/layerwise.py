@@ -13,6 +13,7 @@ from autoq.core.layer_loss import LayerLosses
 from autoq.core.scheme import FLOAT32, Scheme
 from autoq.errors import JobError
 from autoq.model.bank import default_cache_dir
+from autoq.model.suffix import Suffixes
 from autoq.pipeline import Setting, read_setting
 from autoq.record.layer_losses import write_losses
 from autoq.runtime.archive import listed
@@ -82,9 +83,8 @@ def layer_losses(
         split,
         setting.metric,
         canonical=lowering.canonical,
-        build=lowering.build,
+        runs=lambda: Suffixes(lowering, split.inputs, job.data.batch),
         float32=float32,
-        batch=job.data.batch,
         workers=os.cpu_count() or 1,
         cache_dir=default_cache_dir(),
         identity=_identity(setting, split),

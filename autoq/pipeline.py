@@ -33,6 +33,7 @@ from autoq.model.lower import Lowering
 from autoq.model.parts import Parts
 from autoq.model.placement import Placer
 from autoq.model.source import SourceModel, read_model
+from autoq.model.suffix import Suffixes
 from autoq.record.evidence_plots import rank_text
 from autoq.record.front import write_front
 from autoq.record.health import Health, health_record
@@ -63,7 +64,7 @@ from autoq.search.problem import Problem
 from autoq.search.proposer import Proposer, StudyRecord
 from autoq.search.ranking import proxy_truths
 from autoq.search.seeds import knapsack_seeds, proxies
-from autoq.search.sensitivity import Sensitivity, cached, measure, noise_power, probe_rows, probes, sensitivity
+from autoq.search.sensitivity import Probe, Sensitivity, cached, measure, noise_power, probe_rows, probes, sensitivity
 from autoq.search.stopping import LEAST_GAIN
 from autoq.search.store import TrialLog, disk_error
 from autoq.spec.hardware import AUTO, Profile, fitting_profiles, load_profile
@@ -605,20 +606,12 @@ def _prediction(setting: Setting, lowering: Lowering, events: Events) -> Sensiti
     events.step(f"probing the sensitivity of {len(setting.candidates)} layers")
     rows = probe_rows(found, setting.candidates)
     inputs = {name: array[:rows] for name, array in setting.calibration.inputs.items()}
-    noises = cached(
-        default_cache_dir(),
-        found,
-        [setting.built_from, rows],
-        lambda missing, keep: measure(
-            missing,
-            lowering.build,
-            inputs,
-            batch=rows,
-            workers=os.cpu_count() or 1,
-            judge=noise_power,
-            keep=keep,
-        ),
-    )
+
+    def take(missing: Sequence[Probe], keep: Callable[[Probe, float | None], None]) -> None:
+        runs = Suffixes(lowering, inputs, rows)
+        measure(missing, runs, workers=os.cpu_count() or 1, judge=noise_power, keep=keep)
+
+    noises = cached(default_cache_dir(), found, [setting.built_from, rows], take)
     return sensitivity(setting.candidates, found, noises)
 
 

@@ -97,3 +97,11 @@ def captured_names(graph: onnx.GraphProto) -> set[str]:
                 names |= {value.name for value in body.output}
                 names |= captured_names(body)
     return names
+
+
+def names_read(node: onnx.NodeProto) -> set[str]:
+    """What ``node`` and its bodies read, and names that its bodies make."""
+    names = {name for name in node.input if name}
+    if any(entry.HasField("g") or entry.graphs for entry in node.attribute):
+        names |= captured_names(onnx.GraphProto(node=[node]))
+    return names

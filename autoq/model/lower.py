@@ -91,7 +91,14 @@ class Lowering:
 
         Raises :class:`TrialError` (``build``) when the policy needs statistics or weights that were not prepared.
         """
-        return _Builder(self, dict(policy), self.placer.place(dict(policy))).build()
+        return assemble(self.formed, *self.lower(policy))
+
+    def lower(self, policy: Policy) -> tuple[list[onnx.NodeProto], dict[str, TensorProto]]:
+        """The nodes of that model, every one needed, and its own constants by name, before names are shortened.
+
+        Raises as :meth:`build`.
+        """
+        return _Builder(self, dict(policy), self.placer.place(dict(policy))).lower()
 
 
 class _Builder:
@@ -120,7 +127,7 @@ class _Builder:
         self.smoothed: set[str] = set()
         self.absorbers = self._absorbers()
 
-    def build(self) -> bytes:
+    def lower(self) -> tuple[list[onnx.NodeProto], dict[str, TensorProto]]:
         for name in self.graph.inputs:
             if name in self.placement.quantized:
                 self._pair(name, name, f"{name}::dq")
@@ -128,7 +135,7 @@ class _Builder:
             self._place(node)
         nodes = live(self.graph, [*self.stored.nodes, *self.nodes])
         nodes = form_candidate(self.graph, nodes, self.stored.initializers, self.forms)
-        return assemble(self.graph, nodes, self.stored.initializers)
+        return nodes, self.stored.initializers
 
     def _place(self, original: onnx.NodeProto) -> None:
         node = without_notes(original)

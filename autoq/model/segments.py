@@ -19,7 +19,7 @@ from onnx import helper
 from onnxruntime import InferenceSession
 
 from autoq.errors import TrialError
-from autoq.model.graph import captured_names
+from autoq.model.graph import names_read
 from autoq.runtime.ort import clean_message, open_session
 
 Batch = Mapping[str, np.ndarray]
@@ -51,7 +51,7 @@ class Segments:
         self._maker = {name: node for node in model.graph.node for name in node.output if name}
         known = {*self._constants, *self._maker, *(value.name for value in model.graph.input)}
         # By what it makes: not every node has a name.
-        self._reads = {name: _names_read(node) & known for node in model.graph.node for name in node.output if name}
+        self._reads = {name: names_read(node) & known for node in model.graph.node for name in node.output if name}
         self._nodes = []
         constant = set(self._constants)
         self._pulled: set[str] = set()  # tensors whose makers follow their readers instead of standing in line
@@ -169,8 +169,3 @@ class Segments:
 def _first(node: onnx.NodeProto) -> str:
     """The first tensor that ``node`` makes: a name that it shares with no other."""
     return next(name for name in node.output if name)
-
-
-def _names_read(node: onnx.NodeProto) -> set[str]:
-    """What ``node`` and its bodies read, and names that its bodies make."""
-    return {name for name in node.input if name} | captured_names(onnx.GraphProto(node=[node]))

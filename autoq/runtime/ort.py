@@ -7,7 +7,7 @@ as ONNX Runtime ships them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,25 @@ def run_batches(
     Non-finite outputs are returned: the metric judges them. Raises :class:`~autoq.errors.TrialError` (``metric``) if a
     run fails, or if an output is not one tensor row per input row.
     """
-    specs = input_specs(session)
+    names = [output.name for output in session.get_outputs()]
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    start = 0
+    for feeds, kept in batches_of(input_specs(session), inputs, batch):
+        outputs = run_batch(session, feeds, names, f"rows {start} to {start + kept}")
+        fed = next(len(values) for values in feeds.values())
+        for name in names:
+            parts[name].append(rows_of_output(name, outputs[name], fed)[:kept])
+        start += kept
+    return {name: joined(name, part) for name, part in parts.items()}
+
+
+def batches_of(
+    specs: Sequence[InputSpec], inputs: Mapping[str, np.ndarray], batch: int
+) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    """What a model with these inputs is fed, batch by batch, as :func:`run_batches` says; and how many rows count.
+
+    Raises :class:`~autoq.errors.TrialError` (``metric``) where ``inputs`` cannot be fed.
+    """
     missing = [spec.name for spec in specs if spec.name not in inputs]
     if missing:
         raise TrialError("metric", f"the model's input {missing[0]!r} is not fed; the data has {', '.join(inputs)}")
@@ -136,23 +154,23 @@ def run_batches(
         counts = ", ".join(f"{name}: {count}" for name, count in rows_of.items())
         raise TrialError("metric", f"every input must have the same number of rows, at least one; rows are {counts}")
     fixed = _one_fixed_batch(specs)
-    names = [output.name for output in session.get_outputs()]
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     size = fixed or batch
     for start in range(0, rows, size):
         kept = min(size, rows - start)
         feeds = {spec.name: np.asarray(inputs[spec.name][start : start + size]) for spec in specs}
         if fixed and kept < fixed:
             feeds = {name: np.concatenate([x, np.repeat(x[-1:], fixed - kept, axis=0)]) for name, x in feeds.items()}
-        fed = fixed or kept
-        try:
-            outputs = session.run(names, feeds)
-        except Exception as error:  # as in open_session
-            where = f"rows {start} to {start + kept}"
-            raise TrialError("metric", f"ONNX Runtime failed on {where}: {clean_message(error)}") from error
-        for name, output in zip(names, outputs, strict=True):
-            parts[name].append(_rows_of_output(name, output, fed)[:kept])
-    return {name: joined(name, part) for name, part in parts.items()}
+        yield feeds, kept
+
+
+def run_batch(
+    session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray], names: Sequence[str], what: str
+) -> dict[str, Any]:
+    """The outputs ``names`` of one run. Raises :class:`~autoq.errors.TrialError` (``metric``), which names ``what``."""
+    try:
+        return dict(zip(names, session.run(names, feeds), strict=True))
+    except Exception as error:  # as in open_session
+        raise TrialError("metric", f"ONNX Runtime failed on {what}: {clean_message(error)}") from error
 
 
 def clean_message(error: BaseException) -> str:
@@ -169,7 +187,7 @@ def _check_provider(provider: str) -> None:
         raise ProfileError(f"this onnxruntime has no {provider!r}; it has {', '.join(available)}")
 
 
-def _one_fixed_batch(specs: tuple[InputSpec, ...]) -> int | None:
+def _one_fixed_batch(specs: Sequence[InputSpec]) -> int | None:
     """The first dimension that the model fixes, or None where all are open; all inputs must agree."""
     sizes = {spec.shape[0] for spec in specs if spec.shape} - {None}
     if any(not spec.shape for spec in specs):
@@ -181,7 +199,8 @@ def _one_fixed_batch(specs: tuple[InputSpec, ...]) -> int | None:
     return fixed_batch(specs)
 
 
-def _rows_of_output(name: str, output: Any, fed: int) -> np.ndarray:
+def rows_of_output(name: str, output: Any, fed: int) -> np.ndarray:
+    """``output`` of a run of ``fed`` rows, checked to have as many."""
     if not isinstance(output, np.ndarray):
         raise TrialError("metric", f"output {name!r} is a {type(output).__name__}, not a tensor")
     if output.ndim == 0 or output.shape[0] != fed:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -26,7 +26,6 @@ from autoq.core.policy import Policy
 from autoq.core.scheme import FLOAT32, ActivationSpec, Scheme, WeightSpec
 from autoq.errors import TrialError
 from autoq.numerics.distortion import relative_noise
-from autoq.runtime.ort import open_session, run_batches
 from autoq.search.candidates import Candidates
 
 T = TypeVar("T")
@@ -70,6 +69,19 @@ class Probe:
     policy: Policy
     weight: WeightSpec | None = None
     activation: ActivationSpec | None = None
+
+
+class Runs(Protocol):
+    """What models give for the rows that probes run on, as :class:`autoq.model.suffix.Suffixes` does."""
+
+    @property
+    def reference(self) -> Outputs:
+        """Float32's."""
+        ...
+
+    def outputs(self, policy: Policy) -> Outputs:
+        """Of a policy; raises :class:`TrialError`. Called from several threads."""
+        ...
 
 
 def probes(candidates: Sequence[Candidates], canonical: Callable[[Policy], Policy]) -> list[Probe]:
@@ -116,30 +128,21 @@ def scheme_probes(
 
 def measure(
     found: Sequence[Probe],
-    build: Callable[[Policy], bytes],
-    inputs: Mapping[str, np.ndarray],
+    runs: Runs,
     *,
-    batch: int,
     workers: int,
     judge: Callable[[Outputs, Outputs], T],
     keep: Callable[[Probe, T | None], None],
 ) -> None:
-    """Tells ``keep`` what ``judge`` makes of each probe's outputs on ``inputs`` and float32's (its second argument).
+    """Tells ``keep`` what ``judge`` makes of each probe's outputs and float32's (its second argument).
 
-    ``build`` gives the file of a policy. A probe that does not build or run has ``None``. Sessions run on one thread
-    each: the figures do not depend on ``workers``.
+    A probe that does not build or run has ``None``. Sessions run on one thread each: the figures do not depend on
+    ``workers``.
     """
-    if not found:
-        return
-
-    def outputs(policy: Policy) -> Outputs:
-        return run_batches(open_session(build(policy)), inputs, batch)
-
-    reference = outputs(Policy.of(dict.fromkeys(found[0].policy, FLOAT32)))
 
     def judged(probe: Probe) -> T | None:
         try:
-            return judge(outputs(probe.policy), reference)
+            return judge(runs.outputs(probe.policy), runs.reference)
         except TrialError:
             return None
 

@@ -18,7 +18,7 @@ from autoq.numerics.distortion import decibels, kl_divergence
 from autoq.runtime.data import Split
 from autoq.runtime.metric import Metric
 from autoq.search.candidates import Candidates
-from autoq.search.sensitivity import Outputs, cached, measure, noise_power, scheme_probes
+from autoq.search.sensitivity import Outputs, Runs, cached, measure, noise_power, scheme_probes
 
 Figures = dict[str, Any]
 
@@ -58,15 +58,16 @@ def survey(
     metric: Metric,
     *,
     canonical: Callable[[Policy], Policy],
-    build: Callable[[Policy], bytes],
+    runs: Callable[[], Runs],
     float32: Outputs,
-    batch: int,
     workers: int,
     cache_dir: Path | None,
     identity: object,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LayerLosses:
     """The losses of ``candidates``' schemes on all rows of ``split``; ``float32`` are the float model's outputs there.
+
+    ``runs`` gives a policy's; it is asked for where anything is to be run.
 
     What was taken before, under the same ``identity``, comes from the cache. ``progress`` is told how many of how many
     are done. Raises :class:`autoq.errors.MetricError` where float32 itself cannot be scored.
@@ -88,7 +89,7 @@ def survey(
             done += 1
             progress(done, total)
 
-        measure(missing, build, split.inputs, batch=batch, workers=workers, judge=judge, keep=kept)
+        measure(missing, runs(), workers=workers, judge=judge, keep=kept)
 
     found = cached(cache_dir, [probe for _, probe in pairs], ["survey", identity], take)
     kinds = {entry.layer.name: entry.layer.kind for entry in candidates}

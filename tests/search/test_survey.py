@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from autoq.core.policy import Policy
 from autoq.core.scheme import FLOAT32, Scheme
+from autoq.model.suffix import Suffixes
 from autoq.numerics.distortion import decibels, kl_divergence, relative_noise
 from autoq.runtime.data import Split
 from autoq.runtime.metric import Metric
@@ -41,9 +43,8 @@ def taken(subject: Any, metric: Metric, cache: Path | None = None, **changes: An
     laid, candidates, split = subject
     options: dict[str, Any] = {
         "canonical": laid.lowering.canonical,
-        "build": laid.lowering.build,
+        "runs": lambda: Suffixes(laid.lowering, split.inputs, 50),
         "float32": run_batches(open_session(laid.graph.model.SerializeToString()), split.inputs, 50),
-        "batch": 50,
         "workers": 2,
         "cache_dir": cache,
         "identity": "test",
@@ -88,13 +89,12 @@ def test_what_does_not_build_or_score_says_so(subject: Any, tmp_path: Path) -> N
         "    accuracy = float((outputs['y'].argmax(1) == targets).mean())\n"
         "    return accuracy if accuracy == 1 else float('nan')\n"
     )
-    laid, _, _ = subject
+    laid, _, split = subject
     broken = Scheme.parse("w8")
-
-    def build(policy: Policy) -> bytes:
-        return b"nothing" if broken in dict(policy).values() else laid.lowering.build(policy)
-
-    found = taken(subject, Metric.from_spec({"function": "m.py:picky"}, tmp_path), build=build)
+    # Without its weights, it cannot be built.
+    bank = {key: entry for key, entry in laid.lowering.bank.items() if key[1] != broken.weight}
+    runs = Suffixes(dataclasses.replace(laid.lowering, bank=bank), split.inputs, 50)
+    found = taken(subject, Metric.from_spec({"function": "m.py:picky"}, tmp_path), runs=lambda: runs)
     for loss in found.losses:
         if loss.scheme == broken:
             assert (loss.noise, loss.metric, loss.problem) == (None, None, "the model did not build or run")
@@ -119,13 +119,13 @@ def test_what_was_taken_is_taken_once(subject: Any, tmp_path: Path) -> None:
     found = taken(subject, metric, tmp_path, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(count, 12) for count in range(5, 13)]
 
-    def refuse(policy: Policy) -> bytes:
-        raise AssertionError("nothing is left to be built")
+    def refuse() -> Suffixes:
+        raise AssertionError("nothing is left to be run")
 
-    assert taken(subject, metric, tmp_path, build=refuse) == found == taken(subject, metric)
+    assert taken(subject, metric, tmp_path, runs=refuse) == found == taken(subject, metric)
     # Other data, another metric: another table.
     with pytest.raises(AssertionError, match="nothing is left"):
-        taken(subject, metric, tmp_path, build=refuse, identity="other")
+        taken(subject, metric, tmp_path, runs=refuse, identity="other")
 
 
 def test_a_damaged_cache_costs_time_alone(tmp_path: Path) -> None:
