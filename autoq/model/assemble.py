@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -38,18 +39,18 @@ def part(
     graph: Graph,
     nodes: Sequence[onnx.NodeProto],
     constants: Mapping[str, TensorProto],
-    inputs: Mapping[str, np.ndarray],
+    inputs: Mapping[str, tuple[np.dtype[Any], Sequence[int | None]]],
     outputs: Sequence[str],
 ) -> bytes:
     """The serialized model of some nodes of a candidate over ``graph``, as :func:`assemble` has them, names and all.
 
-    ``inputs`` are tensors like those that it is fed; every dimension of theirs is open. It is run, never shipped.
+    ``inputs`` are the tensors that it is fed, each with its dtype and its shape, ``None`` where that is open. It is
+    run, never shipped.
     """
     model = _empty(graph)
-    for name, values in inputs.items():
-        kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
-        open_shape = [f"{name}:{axis}" for axis in range(values.ndim)]
-        model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, open_shape))
+    for name, (dtype, shape) in inputs.items():
+        kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
+        model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, shape))
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
     # Bodies may read any constant: a name that none reads costs nothing but its bytes.
     used = {name for node in nodes for name in names_read(node)}

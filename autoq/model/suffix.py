@@ -142,7 +142,7 @@ class Suffixes:
         """``state`` with what the middle makes of it."""
         if not wanted:
             return state
-        session, reads = _opened(own, wanted, state[0])
+        session, reads = _opened(own, wanted, state)
         return _run(session, reads, wanted, state)
 
     def _behind(self, own: _Lowered, rest: tuple[int, ...], wanted: Sequence[str], state: Tensors) -> Tensors:
@@ -151,7 +151,7 @@ class Suffixes:
         key = (frozenset(first_output(own.nodes[index]) for index in rest), kinds)
         with self._turn:
             if key not in self._rests:
-                self._rests[key] = _opened(own, wanted, state[0])
+                self._rests[key] = _opened(own, wanted, state)
                 while len(self._rests) > _OPEN:
                     self._rests.popitem(last=False)
             self._rests.move_to_end(key)
@@ -199,7 +199,7 @@ class _Kept:
             wanted |= names
             self._tensors = [dict(feeds) for feeds in self._batches]
         targets = sorted(wanted - self._tensors[0].keys())
-        session, reads = _opened(self._float, targets, self._batches[0])
+        session, reads = _opened(self._float, targets, self._batches)
         found = _run(session, reads, targets, self._batches)
         for each, new in zip(self._tensors, found, strict=True):
             each.update({name: new[name] for name in targets})
@@ -215,12 +215,12 @@ class _Kept:
         first = self._batches[0]
         rows = sum(len(next(iter(feeds.values()))) for feeds in self._batches)
         names = sorted(set().union(*self._cuts.values()) - first.keys())
-        session, reads = _opened(self._float, names, first)
+        share = 1
         try:
-            (found,) = _run(session, reads, names, [{name: values[:1] for name, values in first.items()}])
-            share = 1
+            row = [{name: values[:1] for name, values in first.items()}]
+            (found,) = _run(*_opened(self._float, names, row), names, row)
         except TrialError:  # a fixed number of rows
-            (found,) = _run(session, reads, names, [first])
+            (found,) = _run(*_opened(self._float, names, [first]), names, [first])
             share = len(next(iter(first.values())))
         return {name: found[name].nbytes * rows / share for name in names}
 
@@ -270,14 +270,20 @@ def _same_constant(float32: _Lowered, own: _Lowered, name: str) -> bool:
     return before is now or before == now
 
 
-def _opened(own: _Lowered, wanted: Sequence[str], given: Mapping[str, np.ndarray]) -> tuple[Any, list[str]]:
-    """A session that makes ``wanted`` of those of ``given`` that it reads; and which these are."""
-    indices = own.needed(wanted, given)
-    reads = sorted({name for index in indices for name in own.reads[index]} & given.keys())
-    model = part(
-        own.graph, [own.nodes[i] for i in indices], own.constants, {name: given[name] for name in reads}, wanted
-    )
-    return open_session(model), reads
+def _opened(own: _Lowered, wanted: Sequence[str], state: Tensors) -> tuple[Any, list[str]]:
+    """A session that makes ``wanted`` of those tensors of ``state`` that it reads; and which these are."""
+    indices = own.needed(wanted, state[0])
+    reads = sorted({name for index in indices for name in own.reads[index]} & state[0].keys())
+    shapes = {name: (state[0][name].dtype, _shape([each[name].shape for each in state])) for name in reads}
+    return open_session(part(own.graph, [own.nodes[i] for i in indices], own.constants, shapes, wanted)), reads
+
+
+def _shape(shapes: Sequence[tuple[int, ...]]) -> list[int | None]:
+    """What the shapes of a tensor in all batches have in common, ``None`` where they differ.
+
+    Never less: with each dimension by a name of its own, the runtime takes some that must be equal for different ones.
+    """
+    return [sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True)]
 
 
 def _run(session: Any, reads: Sequence[str], wanted: Sequence[str], state: Tensors) -> Tensors:

@@ -39,6 +39,7 @@ from autoq.core.policy import Policy
 from autoq.core.scheme import Scheme
 from autoq.model.bank import default_cache_dir
 from autoq.model.lower import Lowering
+from autoq.model.suffix import Suffixes
 from autoq.numerics.pareto import non_dominated
 from autoq.pipeline import Setting, read_setting
 from autoq.runtime.ort import open_session, run_batches
@@ -91,9 +92,7 @@ def proxies_of(
     inputs = {name: array[:PROBE_ROWS] for name, array in setting.calibration.inputs.items()}
     measure(
         found,
-        lowering.build,
-        inputs,
-        batch=PROBE_ROWS,
+        Suffixes(lowering, inputs, PROBE_ROWS),
         workers=1,
         judge=noise_power,
         keep=lambda probe, value: noises.__setitem__(probe.policy.id, value),

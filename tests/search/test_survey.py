@@ -64,9 +64,10 @@ def test_each_is_what_its_model_loses(subject: Any) -> None:
         outputs = run_batches(open_session(laid.lowering.build(Policy.of(policy))), split.inputs, 50)
         assert loss.metric == metric(outputs, split.targets)
         assert loss.drop == pytest.approx(1 - loss.metric)
-        assert loss.noise == pytest.approx(relative_noise(exact["y"], outputs["y"]))
+        # Within rounding: the parts before and behind the layer are run apart from it.
+        assert loss.noise == pytest.approx(relative_noise(exact["y"], outputs["y"]), rel=1e-3)
         assert loss.sqnr_db == pytest.approx(decibels(loss.noise))
-        assert loss.divergence == pytest.approx(kl_divergence(exact["y"], outputs["y"]))
+        assert loss.divergence == pytest.approx(kl_divergence(exact["y"], outputs["y"]), rel=1e-3, abs=1e-9)
     worst = max(found.losses, key=lambda loss: loss.divergence)
     assert str(worst.scheme) == "w2-gptq"
 
