@@ -9,6 +9,7 @@ The process that measures is :mod:`autoq.runtime.meter_child`; how it times is :
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import statistics
 import sys
@@ -27,7 +28,7 @@ from autoq.core.result import Latency
 from autoq.errors import ProfileError, TrialError
 from autoq.numerics.bootstrap import median_ratio
 from autoq.runtime.meter_process import MeterProcess
-from autoq.runtime.timing import Rounds, TimingPlan, enough
+from autoq.runtime.timing import CLEARLY, FEW_ROUNDS, Rounds, TimingPlan, clearly_above, enough
 from autoq.runtime.turn import measuring_turn
 
 SEARCH_PLAN = TimingPlan(block_s=0.01, warm_s=0.01, min_rounds=4)
@@ -108,8 +109,12 @@ class Meter:
         """End the measuring process. Also happens when the meter is forgotten, and when this process ends."""
         self._finalizer()
 
-    def measure(self, candidate: Path) -> Measurement:
+    def measure(self, candidate: Path, *, idle_above: float = math.inf) -> Measurement:
         """Latency and peak memory of one file.
+
+        ``idle_above`` is a ratio to float32 above which nobody cares how slow it is: timing ends with the first
+        sitting that shows it to be clearly so (:func:`autoq.runtime.timing.clearly_above`), and its interval says how
+        little is known then.
 
         Raises :class:`~autoq.errors.TrialError`: ``load`` if the runtime rejects it, ``measure`` if it crashes or
         fails, ``timeout`` if it takes longer than ``timeout_s``.
@@ -118,7 +123,7 @@ class Meter:
         load_average = os.getloadavg()[0]
         with self._lock, measuring_turn() as alone:
             memory = self._ask({"op": "memory", "model": str(path), "runs": _MEMORY_RUNS}, self.timeout_s)
-            rounds, sittings = self._sittings([path], self.plan, self.timeout_s)
+            rounds, sittings = self._sittings([path], self.plan, self.timeout_s, idle_above)
         lost = sum(share < self.plan.min_cpu_share for share in rounds.cpu_share)
         return Measurement(
             latency=self._latency(rounds, 1),
@@ -161,15 +166,17 @@ class Meter:
         return [each / baseline_ms for each in quickest_ms], disturbed
 
     def _sittings(
-        self, candidates: Sequence[Path], plan: TimingPlan, timeout_s: float
+        self, candidates: Sequence[Path], plan: TimingPlan, timeout_s: float, idle_above: float = math.inf
     ) -> tuple[Rounds, list[dict[str, Any]]]:
         """Sittings until the plan has enough: all their rounds, and the replies."""
         models = [str(path) for path in (self.baseline, *candidates)]
         rounds = Rounds(blocks_ms=((),) * len(models))
         replies: list[dict[str, Any]] = []
         start = time.monotonic()
-        while not replies or not enough(rounds, plan, time.monotonic() - start):
-            request = {"op": "latency", "models": models, "sitting": len(replies), "plan": dataclasses.asdict(plan)}
+        while not replies or not (enough(rounds, plan, time.monotonic() - start) or clearly_above(rounds, idle_above)):
+            first = not replies and math.isfinite(idle_above)
+            own = dataclasses.replace(plan, min_rounds=2) if first else plan
+            request = {"op": "latency", "models": models, "sitting": len(replies), "plan": dataclasses.asdict(own)}
             left_s = timeout_s - (time.monotonic() - start)
             if left_s <= 0:
                 raise TrialError("timeout", f"measuring took longer than {timeout_s:g} s")
@@ -179,11 +186,13 @@ class Meter:
 
     def _latency(self, rounds: Rounds, index: int) -> Latency:
         baseline_ms, candidate_ms = rounds.blocks_ms[0], rounds.blocks_ms[index]
-        ratio, interval = median_ratio(candidate_ms, baseline_ms, seed=0)
+        ratio, (low, high) = median_ratio(candidate_ms, baseline_ms, seed=0)
+        if len(candidate_ms) < FEW_ROUNDS:  # the bootstrap of so few knows nothing of other sittings
+            low, high = low / (1 + CLEARLY), high * (1 + CLEARLY)
         return Latency(
             median_ms=statistics.median(candidate_ms),
             ratio_to_float32=ratio,
-            ratio_ci95=interval,
+            ratio_ci95=(low, high),
             batch=self.batch,
             threads=self.threads,
             blocks_ms=candidate_ms,

@@ -22,6 +22,12 @@ from dataclasses import dataclass
 
 from autoq.numerics.bootstrap import median_ratio
 
+CLEARLY = 0.1
+"""By how much the rounds of one sitting must agree that a candidate is slower than it may be."""
+
+FEW_ROUNDS = 4
+"""Fewer rounds have no interval of their own."""
+
 Step = Callable[[], object]
 Clock = Callable[[], float]
 
@@ -108,6 +114,16 @@ def enough(rounds: Rounds, plan: TimingPlan, spent_s: float) -> bool:
     if count >= plan.max_rounds or spent_s >= limit_s:
         return True
     return all(relative_half_width(candidate_ms, baseline_ms) <= plan.half_width for candidate_ms in candidates_ms)
+
+
+def clearly_above(rounds: Rounds, ratio: float) -> bool:
+    """Whether the candidate, the one beside the baseline, is slower than ``ratio`` in every round, by :data:`CLEARLY`.
+
+    Two rounds are enough: what moves both alike (a session's memory, work on other cores) moves them by less than that.
+    """
+    baseline_ms, candidate_ms = rounds.blocks_ms
+    slower = [own / base > ratio * (1 + CLEARLY) for own, base in zip(candidate_ms, baseline_ms, strict=True)]
+    return len(slower) >= 2 and all(slower)
 
 
 def relative_half_width(candidate_ms: Sequence[float], baseline_ms: Sequence[float]) -> float:

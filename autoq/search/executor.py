@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,8 +39,8 @@ class Executor(Protocol):
         """
         ...
 
-    def measure(self, model: Path) -> Measurement | Failure:
-        """Latency and peak memory of a file."""
+    def measure(self, model: Path, idle_above: float = math.inf) -> Measurement | Failure:
+        """Latency and peak memory of a file; roughly where it is slower than ``idle_above`` (:class:`Meter`)."""
         ...
 
     def measure_many(self, models: Sequence[Path]) -> list[Latency]:
@@ -74,9 +75,9 @@ class LocalExecutor:
         for position, item in enumerate(items):
             yield position, attempted(task, self._evaluator, shared, item)
 
-    def measure(self, model: Path) -> Measurement | Failure:
+    def measure(self, model: Path, idle_above: float = math.inf) -> Measurement | Failure:
         """See :class:`Executor`."""
-        return measured(self._meter, model)
+        return measured(self._meter, model, idle_above)
 
     def measure_many(self, models: Sequence[Path]) -> list[Latency]:
         """See :class:`Executor`."""
@@ -103,9 +104,9 @@ def attempted(task: Task, evaluator: Evaluator, shared: Any, item: Any) -> Any:
         return Failure(reason="build", message=message)
 
 
-def measured(meter: Meter, model: Path) -> Measurement | Failure:
+def measured(meter: Meter, model: Path, idle_above: float) -> Measurement | Failure:
     """The measurement, or why there is none, as a value."""
     try:
-        return meter.measure(model)
+        return meter.measure(model, idle_above=idle_above)
     except TrialError as error:
         return Failure(reason=error.reason, message=str(error))  # type: ignore[arg-type]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autoq.core.objectives import Constraints, metric_drop
+from autoq.core.objectives import Constraints, Values, losses, metric_drop, trial_values
 from autoq.core.policy import Policy
 from autoq.core.result import PASSING_FAILURES, Failure, Pruned, StopReason, Trial
 from autoq.search.evaluate import Dropped, Scored
@@ -164,7 +165,7 @@ class Search:
         except OSError as error:
             raise disk_error(path, error) from None
         start = self.clock()
-        measurement = self.executor.measure(path)
+        measurement = self.executor.measure(path, self._idle_above(result))
         trial = dataclasses.replace(trial, seconds={**result.seconds, "measure": self.clock() - start})
         if isinstance(measurement, Failure):
             return dataclasses.replace(trial, failure=measurement)
@@ -182,6 +183,25 @@ class Search:
         why = self._guide.hurdle(policy).not_taken(result.size_bytes, drop)
         rows = self.step_rows
         return Pruned(rows=rows, of=rows, metric=result.metric, bound=result.metric, why=why) if why else None
+
+    def _idle_above(self, result: Scored) -> float:
+        """The ratio to float32 above which a candidate has no place on the front, however exactly it is timed.
+
+        What others measured to be that fast lose no more in any other objective. Infinite in full fidelity.
+        """
+        problem = self.problem
+        names = tuple(name for name in problem.objectives if name != "latency")
+        if self.step_rows is None or len(names) == len(problem.objectives) or "peak_memory" in names:
+            return math.inf
+        own = losses(Values(metric=result.metric, size_bytes=result.size_bytes), names, problem.direction)
+        known = [problem.baseline, *map(trial_values, self.front)]
+        faster = [
+            values.latency_ratio
+            for values in known
+            if values.latency_ratio is not None
+            and all(a <= b for a, b in zip(losses(values, names, problem.direction), own, strict=True))
+        ]
+        return min([*faster, problem.constraints.max_latency_ratio or math.inf])
 
     def model_path(self, policy_id: str) -> Path:
         """Where the candidate's file lies while it is on the front."""

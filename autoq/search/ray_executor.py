@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import threading
@@ -197,9 +198,9 @@ class RayExecutor:
             self._ray.kill(actor)
         self._start_worker()
 
-    def measure(self, model: Path) -> Measurement | Failure:
+    def measure(self, model: Path, idle_above: float = math.inf) -> Measurement | Failure:
         """See :class:`autoq.search.executor.Executor`."""
-        return measured(self._meter, model)
+        return measured(self._meter, model, idle_above)
 
     def measure_many(self, models: Sequence[Path]) -> list[Latency]:
         """See :class:`autoq.search.executor.Executor`."""

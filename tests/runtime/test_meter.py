@@ -124,6 +124,15 @@ def test_a_model_against_itself(meter, baseline):
     assert len(measured.cpus) == 1 or not hasattr(os, "sched_getaffinity")
 
 
+def test_one_that_is_clearly_too_slow_is_timed_roughly(meter, baseline):
+    """A model is far slower than a tenth of itself: the first sitting tells, and the interval admits it."""
+    exact, rough = meter.measure(baseline, idle_above=10.0), meter.measure(baseline, idle_above=0.1)
+    assert len(rough.latency.blocks_ms) == 2 and len(exact.latency.blocks_ms) >= QUICK.min_rounds
+    low, high = rough.latency.ratio_ci95
+    assert high / low >= 1.1**2 and low < rough.latency.ratio_to_float32 < high
+    assert rough.peak_memory_bytes > 0
+
+
 def test_more_arithmetic_takes_longer_and_more_weights_take_more_memory(meter, tmp_path, baseline):
     big = two_layers(tmp_path / "big.onnx", hidden=1 << 16)  # 32 MiB of weights, a thousand times the arithmetic
     small, large = meter.measure(baseline), meter.measure(big)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autoq.runtime.timing import Rounds, TimingPlan, enough, time_sitting
+from autoq.runtime.timing import Rounds, TimingPlan, clearly_above, enough, time_sitting
 
 
 class Machine:
@@ -119,3 +119,17 @@ def test_sittings_add_up():
     both = first.and_then(second)
     assert both.blocks_ms == ((1.0, 1.0, 1.0), (0.5, 0.6, 0.7))
     assert both.cpu_share == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "limit", "clear"),
+    [
+        ([0.9, 0.95], 0.5, True),
+        ([0.9, 0.95], 0.85, False),  # by less than a tenth
+        ([0.9, 0.5], 0.5, False),  # not in every round
+        ([0.9], 0.5, False),
+        ([0.9, 0.95], float("inf"), False),
+    ],
+)
+def test_when_a_candidate_is_clearly_too_slow(ratios, limit, clear):
+    assert clearly_above(rounds_of(ratios), limit) is clear

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -114,6 +115,7 @@ class TableExecutor:
         self.fails, self.drops = fails, drops
         self.scored: list[Policy] = []
         self.measured: list[str] = []
+        self.idle_above: dict[str, float] = {}
         self._bits: dict[str, int] = {}
 
     def score(
@@ -141,7 +143,8 @@ class TableExecutor:
                 seconds={"build": 0.0},
             )
 
-    def measure(self, model: Path) -> Measurement | Failure:
+    def measure(self, model: Path, idle_above: float = math.inf) -> Measurement | Failure:
+        self.idle_above[model.stem] = idle_above
         self.measured.append(model.stem)
         if self._bits[model.stem] == 32:
             return Failure(reason="measure", message="this one cannot be timed")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -305,6 +306,34 @@ def dropping(folder: Path, executor: TableExecutor | None = None, **options: Any
     problem = make_problem(LAYERS, objectives=("metric", "size"), max_metric_drop=0.3)
     executor = executor or TableExecutor(drops=True)
     return make_search(folder, problem=problem, executor=executor, step_rows=100 if executor.drops else None, **options)
+
+
+def test_only_what_may_be_on_the_front_is_timed_exactly(tmp_path: Path) -> None:
+    """Above the ratio that the meter is given, a candidate is off the front; at it, another is as good in all."""
+    problem = make_problem(LAYERS, objectives=("metric", "latency", "size"))
+    executor = TableExecutor()
+    search = make_search(tmp_path / "steps", problem=problem, executor=executor, step_rows=100)
+    search.run(Limits(trials=48))
+    limits = executor.idle_above
+    timed = [trial for trial in search.trials if trial.latency is not None and trial.id in limits]
+    assert any(math.isfinite(limits[trial.id]) for trial in timed)
+    for number, trial in enumerate(timed):
+        before = timed[:number]
+        assert trial.metric is not None and trial.size_bytes is not None and trial.latency is not None
+        rivals = [
+            other.latency.ratio_to_float32
+            for other in before
+            if other.latency and other.metric >= trial.metric and other.size_bytes <= trial.size_bytes  # type: ignore
+        ]
+        own = problem.baseline
+        if own.metric >= trial.metric and own.size_bytes <= trial.size_bytes:  # type: ignore[operator]
+            rivals.append(1.0)
+        assert limits[trial.id] == min(rivals, default=math.inf)
+        if trial.latency.ratio_to_float32 > limits[trial.id]:
+            assert trial not in search.front
+    full = TableExecutor()
+    make_search(tmp_path / "full", problem=problem, executor=full).run(Limits(trials=48))
+    assert set(full.idle_above.values()) == {math.inf}
 
 
 def test_dropped_candidates_are_told_kept_and_never_on_the_front(tmp_path: Path) -> None:

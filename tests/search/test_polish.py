@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class PolishExecutor(TableExecutor):
                 ),
             )
 
-    def measure(self, model: Path) -> Measurement | Failure:
+    def measure(self, model: Path, idle_above: float = math.inf) -> Measurement | Failure:
         self.measured.append(model.name)
         return Measurement(latency=make_latency(0.5), peak_memory_bytes=4321, load_ms=1.0)
 
