@@ -36,11 +36,19 @@ def skips(rng: np.random.Generator) -> tuple[Any, dict[str, np.ndarray]]:
 
 
 def tables(rng: np.random.Generator) -> tuple[Any, dict[str, np.ndarray]]:
-    """A table that is also the head's matrix, positions, a mask, products, a norm, and open lengths."""
+    """A table that is also the head's matrix, positions, a mask, attention, products, a norm, and open lengths."""
     net = Net()
     table, tokens = net.weight(40, 32), net.input("batch", "length", name="tokens", kind=TensorProto.INT64)
     mask = net.add("Unsqueeze", net.input("batch", "length", name="mask"), net.ints(2))
     x = net.add("Add", net.add("Gather", table, tokens), net.add("Mul", mask, net.weight(32)))
+    heads, merged = net.ints(0, 0, 4, 8), net.ints(0, 0, 32)
+    q, k, v = (
+        net.add("Transpose", net.add("Reshape", net.add("MatMul", x, net.weight(32, 32)), heads), perm=[0, 2, 1, 3])
+        for _ in range(3)
+    )
+    weights = net.add("Softmax", net.add("MatMul", q, net.add("Transpose", k, perm=[0, 1, 3, 2])), axis=-1)
+    y = net.add("Reshape", net.add("Transpose", net.add("MatMul", weights, v), perm=[0, 2, 1, 3]), merged)
+    x = net.add("Add", x, y)
     for _ in range(2):
         y = net.add("Gelu", net.add("Add", net.add("MatMul", x, net.weight(32, 64)), net.weight(64)))
         y = net.add("Add", net.add("MatMul", y, net.weight(64, 32)), x)

@@ -124,10 +124,12 @@ def test_a_model_against_itself(meter, baseline):
     assert len(measured.cpus) == 1 or not hasattr(os, "sched_getaffinity")
 
 
-def test_one_that_is_clearly_too_slow_is_timed_roughly(meter, baseline):
+def test_one_that_is_clearly_too_slow_is_timed_roughly(baseline):
     """A model is far slower than a tenth of itself: the first sitting tells, and the interval admits it."""
-    exact, rough = meter.measure(baseline, idle_above=10.0), meter.measure(baseline, idle_above=0.1)
-    assert len(rough.latency.blocks_ms) == 2 and len(exact.latency.blocks_ms) >= QUICK.min_rounds
+    plan = TimingPlan(block_s=0.002, min_rounds=8, max_rounds=8, limit_s=30, half_width=1e-9)
+    with Meter(baseline, {"x": X}, plan=plan) as meter:
+        exact, rough = meter.measure(baseline, idle_above=10.0), meter.measure(baseline, idle_above=0.1)
+    assert len(rough.latency.blocks_ms) == 2 and len(exact.latency.blocks_ms) >= 8
     low, high = rough.latency.ratio_ci95
     assert high / low >= 1.1**2 and low < rough.latency.ratio_to_float32 < high
     assert rough.peak_memory_bytes > 0
