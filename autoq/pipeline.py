@@ -64,7 +64,16 @@ from autoq.search.problem import Problem
 from autoq.search.proposer import Proposer, StudyRecord
 from autoq.search.ranking import proxy_truths
 from autoq.search.seeds import knapsack_seeds, proxies
-from autoq.search.sensitivity import Probe, Sensitivity, cached, measure, noise_power, probe_rows, probes, sensitivity
+from autoq.search.sensitivity import (
+    Probe,
+    Sensitivity,
+    cached,
+    measure_by,
+    noise_power,
+    probe_rows,
+    probes,
+    sensitivity,
+)
 from autoq.search.stopping import LEAST_GAIN
 from autoq.search.store import TrialLog, disk_error
 from autoq.spec.hardware import AUTO, Profile, fitting_profiles, load_profile
@@ -609,7 +618,7 @@ def _prediction(setting: Setting, lowering: Lowering, events: Events) -> Sensiti
 
     def take(missing: Sequence[Probe], keep: Callable[[Probe, float | None], None]) -> None:
         runs = Suffixes(lowering, inputs, rows)
-        measure(missing, runs, workers=os.cpu_count() or 1, judge=noise_power, keep=keep)
+        measure_by(missing, runs, workers=os.cpu_count() or 1, judge=noise_power, keep=keep)
 
     noises = cached(default_cache_dir(), found, [setting.built_from, rows], take)
     return sensitivity(setting.candidates, found, noises)

@@ -28,7 +28,6 @@ from autoq.core.scheme import Scheme
 from autoq.model.lower import Lowering
 from autoq.model.polish import polish
 from autoq.model.source import SourceModel, read_model
-from autoq.model.suffix import Suffixes
 from autoq.runtime.data import Split
 from autoq.runtime.ort import input_specs, open_session, run_batches
 from autoq.search.candidates import Candidates
@@ -131,7 +130,9 @@ def resnet20(bench: Path, count: int, folder: Path) -> list[dict[str, Any]]:
     noises: list[float | None] = []
     measure(
         listed,
-        Suffixes(lowering, {"input": calibration[:PROBE_ROWS]}, PROBE_ROWS),
+        lowering.build,
+        {"input": calibration[:PROBE_ROWS]},
+        batch=PROBE_ROWS,
         workers=1,
         judge=noise_power,
         keep=lambda probe, noise: noises.append(noise),

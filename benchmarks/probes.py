@@ -4,7 +4,7 @@
 
 The jobs of ``examples/resnet20-cifar10`` and, with ``--model``, ``examples/minilm-sts``, with their default space, bank
 and ranges taken first (a second run finds the weights in the cache). Each probe is one layer in one scheme on a few
-calibration rows. The old way builds, opens and runs a whole file for each (:func:`Whole`); the new way is
+calibration rows. The old way builds, opens and runs a whole file for each (:func:`autoq.search.sensitivity.measure`); the new way is
 :class:`autoq.model.suffix.Suffixes`. ``--share`` takes every n-th layer only, for a quick look. It prints
 
     seconds     of either way, the opening of float32 and its run included, with as many threads
@@ -23,25 +23,13 @@ from harness import machine, parser, resnet20_job, save, sts_job, verdict
 
 def taken(job_data: dict[str, Any], share: float, workers: int) -> dict[str, Any]:
     """One model: its row of the table."""
-    from autoq.core.policy import Policy
-    from autoq.core.scheme import FLOAT32
     from autoq.model.bank import default_cache_dir
     from autoq.model.suffix import Suffixes
     from autoq.numerics.bootstrap import spearman
     from autoq.pipeline import choose_forms, read_setting
-    from autoq.runtime.ort import open_session, run_batches
     from autoq.search.groundwork import lay_groundwork
-    from autoq.search.sensitivity import measure, noise_power, probe_rows, probes
+    from autoq.search.sensitivity import measure, measure_by, noise_power, probe_rows, probes
     from autoq.spec.job import load_job
-
-    class Whole:
-        """The old way: a file for each probe."""
-
-        def __init__(self) -> None:
-            self.reference = self.outputs(Policy.of(dict.fromkeys(found[0].policy, FLOAT32)))
-
-        def outputs(self, policy: Policy) -> dict[str, np.ndarray]:
-            return run_batches(open_session(lowering.build(policy)), inputs, rows)
 
     setting = choose_forms(read_setting(load_job(job_data)))
     lowering = lay_groundwork(
@@ -61,16 +49,17 @@ def taken(job_data: dict[str, Any], share: float, workers: int) -> dict[str, Any
     found = [probe for probe in found if probe.layer in layers]
     seconds: dict[str, float] = {}
     noises: dict[str, list[float]] = {}
-    for name, open_runs in (("whole", Whole), ("parts", lambda: Suffixes(lowering, inputs, rows))):
+    for name in ("whole", "parts"):
         values: list[float] = []
+
+        def keep(_: Any, value: float | None, values: list[float] = values) -> None:
+            values.append(np.inf if value is None else value)
+
         start = time.perf_counter()
-        measure(
-            found,
-            open_runs(),
-            workers=workers,
-            judge=noise_power,
-            keep=lambda probe, value, values=values: values.append(np.inf if value is None else value),
-        )
+        if name == "whole":
+            measure(found, lowering.build, inputs, batch=rows, workers=workers, judge=noise_power, keep=keep)
+        else:
+            measure_by(found, Suffixes(lowering, inputs, rows), workers=workers, judge=noise_power, keep=keep)
         seconds[name], noises[name] = time.perf_counter() - start, values
     whole, parts = np.array(noises["whole"]), np.array(noises["parts"])
     return {

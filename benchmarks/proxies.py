@@ -57,7 +57,7 @@ def probed(setting: Any, rows: int) -> tuple[Any, Any, dict[str, np.ndarray]]:
     from autoq.model.bank import default_cache_dir
     from autoq.model.suffix import Suffixes
     from autoq.search.groundwork import lay_groundwork
-    from autoq.search.sensitivity import measure, probes, sensitivity
+    from autoq.search.sensitivity import measure_by, probes, sensitivity
 
     lowering = lay_groundwork(
         setting.model, setting.candidates, setting.calibration, setting.inputs, cache_dir=default_cache_dir()
@@ -65,7 +65,9 @@ def probed(setting: Any, rows: int) -> tuple[Any, Any, dict[str, np.ndarray]]:
     found = probes(setting.candidates, lowering.canonical)
     runs = Suffixes(lowering, {name: array[:rows] for name, array in setting.calibration.inputs.items()}, rows)
     taken: list[list[float]] = []
-    measure(found, runs, workers=1, judge=judged, keep=lambda _, value: taken.append(value or [np.inf] * len(MEASURES)))
+    measure_by(
+        found, runs, workers=1, judge=judged, keep=lambda _, value: taken.append(value or [np.inf] * len(MEASURES))
+    )
     tables = [sensitivity(setting.candidates, found, column) for column in zip(*taken, strict=True)]
     costs = {
         entry.layer.name: np.array([[table.noise(entry.layer.name, s) for table in tables] for s in entry.schemes])

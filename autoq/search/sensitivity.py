@@ -26,6 +26,7 @@ from autoq.core.policy import Policy
 from autoq.core.scheme import FLOAT32, ActivationSpec, Scheme, WeightSpec
 from autoq.errors import TrialError
 from autoq.numerics.distortion import relative_noise
+from autoq.runtime.ort import open_session, run_batches
 from autoq.search.candidates import Candidates
 
 T = TypeVar("T")
@@ -126,7 +127,38 @@ def scheme_probes(
     return found
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class WholeFiles:
+    """:class:`Runs` the plain way: a file is built, opened and run for each policy, ``batch`` rows at a time."""
+
+    build: Callable[[Policy], bytes]
+    inputs: Outputs
+    batch: int
+    reference: Outputs
+
+    def outputs(self, policy: Policy) -> Outputs:
+        """See :class:`Runs`."""
+        return run_batches(open_session(self.build(policy)), self.inputs, self.batch)
+
+
 def measure(
+    found: Sequence[Probe],
+    build: Callable[[Policy], bytes],
+    inputs: Mapping[str, np.ndarray],
+    *,
+    batch: int,
+    workers: int,
+    judge: Callable[[Outputs, Outputs], T],
+    keep: Callable[[Probe, T | None], None],
+) -> None:
+    """:func:`measure_by` of whole files: several times slower, and of anything that ``build`` gives."""
+    if found:
+        float32 = build(Policy.of(dict.fromkeys(found[0].policy, FLOAT32)))
+        reference = run_batches(open_session(float32), inputs, batch)
+        measure_by(found, WholeFiles(build, inputs, batch, reference), workers=workers, judge=judge, keep=keep)
+
+
+def measure_by(
     found: Sequence[Probe],
     runs: Runs,
     *,

@@ -18,7 +18,7 @@ from autoq.numerics.distortion import decibels, kl_divergence
 from autoq.runtime.data import Split
 from autoq.runtime.metric import Metric
 from autoq.search.candidates import Candidates
-from autoq.search.sensitivity import Outputs, Runs, cached, measure, noise_power, scheme_probes
+from autoq.search.sensitivity import Outputs, Runs, cached, measure_by, noise_power, scheme_probes
 
 Figures = dict[str, Any]
 
@@ -89,7 +89,7 @@ def survey(
             done += 1
             progress(done, total)
 
-        measure(missing, runs(), workers=workers, judge=judge, keep=kept)
+        measure_by(missing, runs(), workers=workers, judge=judge, keep=kept)
 
     found = cached(cache_dir, [probe for _, probe in pairs], ["survey", identity], take)
     kinds = {entry.layer.name: entry.layer.kind for entry in candidates}

@@ -39,7 +39,6 @@ from autoq.core.policy import Policy
 from autoq.core.scheme import Scheme
 from autoq.model.bank import default_cache_dir
 from autoq.model.lower import Lowering
-from autoq.model.suffix import Suffixes
 from autoq.numerics.pareto import non_dominated
 from autoq.pipeline import Setting, read_setting
 from autoq.runtime.ort import open_session, run_batches
@@ -92,7 +91,9 @@ def proxies_of(
     inputs = {name: array[:PROBE_ROWS] for name, array in setting.calibration.inputs.items()}
     measure(
         found,
-        Suffixes(lowering, inputs, PROBE_ROWS),
+        lowering.build,
+        inputs,
+        batch=PROBE_ROWS,
         workers=1,
         judge=noise_power,
         keep=lambda probe, value: noises.__setitem__(probe.policy.id, value),
