@@ -172,9 +172,11 @@ class Meter:
         models = [str(path) for path in (self.baseline, *candidates)]
         rounds = Rounds(blocks_ms=((),) * len(models))
         replies: list[dict[str, Any]] = []
-        start = time.monotonic()
-        while not replies or not (enough(rounds, plan, time.monotonic() - start) or clearly_above(rounds, idle_above)):
-            first = not replies and math.isfinite(idle_above)
+        start, bounded = time.monotonic(), math.isfinite(idle_above)  # bounded: one candidate beside float32
+        while not replies or not (
+            enough(rounds, plan, time.monotonic() - start) or (bounded and clearly_above(rounds, idle_above))
+        ):
+            first = not replies and bounded
             own = dataclasses.replace(plan, min_rounds=2) if first else plan
             request = {"op": "latency", "models": models, "sitting": len(replies), "plan": dataclasses.asdict(own)}
             left_s = timeout_s - (time.monotonic() - start)

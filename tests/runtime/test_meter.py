@@ -178,6 +178,8 @@ def test_many_in_turn(meter, tmp_path, baseline):
     assert ratios[0] > 3 * ratios[1] and ratios[2] > 3 * ratios[1]
     assert latencies[0].baseline_blocks_ms == latencies[1].baseline_blocks_ms != latencies[2].baseline_blocks_ms
     assert meter.measure_many([]) == []
+    ratios, _ = meter.glance([big, baseline, big], TimingPlan(block_s=0.002, min_rounds=6, limit_s=0.01))
+    assert len(ratios) == 3 and min(ratios) > 0
 
 
 @pytest.mark.parametrize("content", [None, b"no model", b""])
