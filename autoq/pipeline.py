@@ -68,8 +68,8 @@ from autoq.search.sensitivity import (
     Probe,
     Sensitivity,
     cached,
+    disturbance,
     measure_by,
-    noise_power,
     probe_rows,
     probes,
     sensitivity,
@@ -618,9 +618,11 @@ def _prediction(setting: Setting, lowering: Lowering, events: Events) -> Sensiti
 
     def take(missing: Sequence[Probe], keep: Callable[[Probe, float | None], None]) -> None:
         runs = Suffixes(lowering, inputs, rows)
-        measure_by(missing, runs, workers=os.cpu_count() or 1, judge=noise_power, keep=keep)
+        classes = setting.metric.classes(runs.reference, setting.search.targets)
+        measure_by(missing, runs, workers=os.cpu_count() or 1, judge=disturbance(classes), keep=keep)
 
-    noises = cached(default_cache_dir(), found, [setting.built_from, rows], take)
+    metric = {name: value for name, value in setting.metric.spec.items() if name != "timeout"}
+    noises = cached(default_cache_dir(), found, [setting.built_from, rows, metric], take)
     return sensitivity(setting.candidates, found, noises)
 
 

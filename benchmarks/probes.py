@@ -4,7 +4,7 @@
 
 The jobs of ``examples/resnet20-cifar10`` and, with ``--model``, ``examples/minilm-sts``, with their default space, bank
 and ranges taken first (a second run finds the weights in the cache). Each probe is one layer in one scheme on a few
-calibration rows. The old way builds, opens and runs a whole file for each (:func:`autoq.search.sensitivity.measure`); the new way is
+calibration rows. The old way builds, opens and runs a whole file for each; the new way is
 :class:`autoq.model.suffix.Suffixes`. ``--share`` takes every n-th layer only, for a quick look. It prints
 
     seconds     of either way, the opening of float32 and its run included, with as many threads

@@ -9,7 +9,7 @@ Each layer is probed alone, in each scheme, on ROWS calibration rows, as before 
     TV          the total variation between the class probabilities, the mean over rows
     flips       the share of rows whose class is another
     flips+noise the sum of the two
-    margins     the change of the lead of the first class over the second, squared, as a share of the lead's, at most 1
+    flips/4+noise   as a search has it (:func:`autoq.search.sensitivity.disturbance`)
 
 A policy's prediction is the sum over its layers. It is compared with what the policy loses of the metric: of all
 candidates of the tables in ``benchmarks/tabular`` (classes in groups of layers), and of POLICIES random policies over
@@ -31,7 +31,7 @@ from harness import ROOT, machine, parser, resnet20_job, save
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "tabular"))
 
-MEASURES = ("noise", "KL", "TV", "flips", "flips+noise", "margins")
+MEASURES = ("noise", "KL", "TV", "flips", "flips+noise", "flips/4+noise")
 
 
 def judged(outputs: Any, reference: Any) -> list[float]:
@@ -44,12 +44,8 @@ def judged(outputs: Any, reference: Any) -> list[float]:
     p, q = (np.exp(x - x.max(-1, keepdims=True)) for x in (before, after))
     p, q = (x / x.sum(-1, keepdims=True) for x in (p, q))
     flips = float((before.argmax(-1) != after.argmax(-1)).mean())
-    order = np.argsort(before, -1)
-    pair = [np.take_along_axis(x, order[:, -2:], -1) for x in (before, after)]
-    gaps = [x[:, 1] - x[:, 0] for x in pair]
-    margins = float(np.minimum(1, np.square((gaps[1] - gaps[0]) / np.maximum(gaps[0], 1e-6))).mean())
     variation = float(abs(p - q).sum(-1).mean() / 2)
-    return [noise, kl_divergence(before, after), variation, flips, flips + noise, margins]
+    return [noise, kl_divergence(before, after), variation, flips, flips + noise, flips / 4 + noise]
 
 
 def probed(setting: Any, rows: int) -> tuple[Any, Any, dict[str, np.ndarray]]:

@@ -25,6 +25,18 @@ def relative_noise(reference: Array, found: Array) -> float:
     return float(np.square(np.asarray(found, np.float64) - exact).mean()) / (power if power > 0 else 1.0)
 
 
+def changed_answers(reference: Array, found: Array, axis: int = -1) -> float:
+    """The share of rows in which another class, along ``axis``, has the largest value; further axes count as rows.
+
+    0 where there is one class (also one value a row) or no row. Raises ``ValueError`` on arrays of different shapes.
+    """
+    if reference.shape != found.shape:
+        raise ValueError(f"outputs of shapes {reference.shape} and {found.shape} cannot be compared")
+    if not reference.size or reference.ndim < 2:
+        return 0.0
+    return float((reference.argmax(axis) != found.argmax(axis)).mean())
+
+
 def decibels(noise: float) -> float:
     """The signal-to-quantization-noise ratio, in dB, of a relative noise power: ``inf`` where there is no noise."""
     return math.inf if noise == 0 else -10.0 * math.log10(noise)

@@ -133,7 +133,7 @@ def _panels(front: Front, proxies: Sequence[ProxyTruth]) -> list[_Panel]:
     panels = []
     for proxy in proxies:
         x_factor, x_label, y_factor, y_label = {
-            "metric": (1.0, "predicted: summed noise power", factor, f"measured: drop, {unit}"),
+            "metric": (1.0, "predicted: summed disturbance", factor, f"measured: drop, {unit}"),
             "latency": (1.0, "predicted: modelled ratio", 1.0, "measured: latency ratio to float32"),
             "size": (1e-3, "predicted: KB of weights", 1e-3, "measured: KB of the file"),
             "peak_memory": (1e-6, "predicted: MB of weights", 1e-6, "measured: peak memory, MB"),

@@ -1,11 +1,14 @@
 """How much each layer's precision disturbs the model's outputs, measured without labels, one layer at a time.
 
 The measure is the relative noise power of the outputs, ``E|y - y_float|^2 / E|y_float|^2``, with one layer quantized
-and all others in float32, on a few calibration rows. Noise powers of independent disturbances add, so the noise of a
-whole policy is predicted as the sum over its layers, and that of a scheme as the sum of its weights' and its
-activations' noise: the model behind mixed precision by integer programming (Hubara et al. 2021, "Accurate Post
-Training Quantization With Small Calibration Sets", section 4). It is a proxy that picks where to look first; nothing
-is ranked by it.
+and all others in float32, on a few calibration rows. Where outputs are classes, a quarter of the share of rows
+whose class changes comes on top: noise that changes no answer costs no accuracy, and where none changes the noise still
+tells layers apart. That sum ranked policies better than either, or than the divergence (docs/benchmarks.md).
+
+Noise powers of independent disturbances add, so the noise of a whole policy is predicted as the sum over its layers,
+and that of a scheme as the sum of its weights' and its activations' noise: the model behind mixed precision by integer
+programming (Hubara et al. 2021, "Accurate Post Training Quantization With Small Calibration Sets", section 4). It is a
+proxy that picks where to look first; nothing is ranked by it.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from autoq.core.identity import content_id
 from autoq.core.policy import Policy
 from autoq.core.scheme import FLOAT32, ActivationSpec, Scheme, WeightSpec
 from autoq.errors import TrialError
-from autoq.numerics.distortion import relative_noise
+from autoq.numerics.distortion import changed_answers, relative_noise
 from autoq.runtime.ort import open_session, run_batches
 from autoq.search.candidates import Candidates
 
@@ -41,7 +44,10 @@ PROBE_ROWS = (16, 64)
 PROBE_MACS = 3e12
 """Multiply-accumulates that all probes of a model may take together, before there are fewer rows than the most."""
 
-VERSION = 2
+ANSWERS = 0.25
+"""Weight of an answer that changes. Summed over layers, such shares come to two to four times that of the whole."""
+
+VERSION = 3
 """Part of a cached table's address: raise it when lowering or the measure changes what a probe gives."""
 
 
@@ -252,6 +258,19 @@ def noise_power(outputs: Outputs, reference: Outputs) -> float | None:
     if not powers or not np.isfinite(powers).all():
         return None
     return float(np.mean(powers))
+
+
+def disturbance(classes: tuple[str, int] | None) -> Callable[[Outputs, Outputs], float | None]:
+    """The judge of a search's probes. ``classes`` is the output that holds classes, and their axis, where one does."""
+
+    def judge(outputs: Outputs, reference: Outputs) -> float | None:
+        noise = noise_power(outputs, reference)
+        if classes is None or noise is None:
+            return noise
+        name, axis = classes
+        return noise + ANSWERS * changed_answers(reference[name], outputs[name], axis)
+
+    return judge
 
 
 def _subjects(schemes: Sequence[Scheme]) -> Iterator[tuple[Scheme, Probe]]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.special import expit, softmax
 from scipy.stats import entropy
 
-from autoq.numerics.distortion import decibels, kl_divergence, relative_noise
+from autoq.numerics.distortion import changed_answers, decibels, kl_divergence, relative_noise
 
 RNG = np.random.default_rng(0)
 
@@ -23,6 +23,17 @@ def test_noise_by_hand() -> None:
     assert not np.isfinite(relative_noise(np.ones(2), np.array([1.0, np.nan])))
     # float32's largest number squared is no float32.
     assert relative_noise(np.array([3e38], np.float32), np.array([3e38], np.float32)) == 0.0
+
+
+def test_changed_answers_by_hand() -> None:
+    before = np.array([[1.0, 2.0, 0.0], [3.0, 0.0, 1.0], [0.0, 0.0, 5.0], [2.0, 1.0, 0.0]])
+    after = before + np.array([[0, 0, 9], [9, 0, 0], [0, 0, 0], [-3, 0, 0]])
+    assert changed_answers(before, after) == 0.5
+    assert changed_answers(before.T, after.T, axis=0) == 0.5
+    assert changed_answers(before[:, :1], after[:, :1]) == changed_answers(before[:, 0], after[:, 0]) == 0.0
+    assert changed_answers(before[:0], after[:0]) == 0.0
+    with pytest.raises(ValueError, match="cannot be compared"):
+        changed_answers(before, after[:2])
 
 
 def test_decibels() -> None:

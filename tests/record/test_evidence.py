@@ -69,7 +69,7 @@ def test_proxies_are_drawn_each_in_its_unit(front: Front) -> None:
     assert np.asarray(points.get_offsets()).tolist() == [[1e-2, 2.0]]  # points of accuracy
     assert figure.axes[0].get_xscale() == "log" and figure.axes[1].get_xscale() == "linear"
     assert np.asarray(figure.axes[2].collections[0].get_offsets()).tolist() == [[100, 200], [200, 100]]
-    assert png(figure)[:4] == b"\x89PNG" and "summed noise power" in proxies_div(front, proxies)
+    assert png(figure)[:4] == b"\x89PNG" and "summed disturbance" in proxies_div(front, proxies)
     assert rank_text(proxies[3]) == "peak memory 0.50"
 
 

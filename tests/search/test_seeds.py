@@ -17,7 +17,7 @@ from autoq.core.scheme import FLOAT32, Scheme
 from autoq.numerics.pareto import hypervolume
 from autoq.search.candidates import Candidates
 from autoq.search.seeds import knapsack_seeds, predicted_front
-from autoq.search.sensitivity import Sensitivity, probe_rows, probes, sensitivity
+from autoq.search.sensitivity import Sensitivity, disturbance, noise_power, probe_rows, probes, sensitivity
 from autoq.spec.hardware import load_profile
 
 SCHEMES = tuple(Scheme.parse(text) for text in ("float32", "w8", "w4", "w8a8@minmax", "w4a8@minmax"))
@@ -124,6 +124,14 @@ def test_probes_take_one_layer_at_a_time_and_fill_the_table() -> None:
     assert table.noise("l1", Scheme.parse("w4")) == float("inf")
     assert table.noise("l1", FLOAT32) == 0.0
     assert table.noise("l1", Scheme.parse("float16")) == 0.0
+
+
+def test_answers_that_change_come_on_top_of_the_noise() -> None:
+    before, after = {"y": np.array([[1.0, 0.0], [0.0, 1.0]])}, {"y": np.array([[1.0, 0.0], [2.0, 1.0]])}
+    assert disturbance(None)(after, before) == noise_power(after, before) == pytest.approx(2.0)
+    assert disturbance(("y", -1))(after, before) == pytest.approx(2.0 + 0.5 / 4)
+    broken = {"y": np.full((2, 2), np.nan)}
+    assert disturbance(("y", -1))(broken, before) is None
 
 
 def test_no_layer_to_choose_for_gives_no_probe() -> None:
