@@ -3,7 +3,7 @@
 The measure is the relative noise power of the outputs, ``E|y - y_float|^2 / E|y_float|^2``, with one layer quantized
 and all others in float32, on a few calibration rows. Where outputs are classes, a quarter of the share of rows
 whose class changes comes on top: noise that changes no answer costs no accuracy, and where none changes the noise still
-tells layers apart. That sum ranked policies better than either, or than the divergence (docs/benchmarks.md).
+tells layers apart. That sum ranked policies better than the noise or the divergence (docs/benchmarks.md).
 
 Noise powers of independent disturbances add, so the noise of a whole policy is predicted as the sum over its layers,
 and that of a scheme as the sum of its weights' and its activations' noise: the model behind mixed precision by integer
