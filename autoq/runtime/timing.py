@@ -117,12 +117,15 @@ def enough(rounds: Rounds, plan: TimingPlan, spent_s: float) -> bool:
 
 
 def clearly_above(rounds: Rounds, ratio: float) -> bool:
-    """Whether the candidate, the one beside the baseline, is slower than ``ratio`` in every round, by :data:`CLEARLY`.
+    """Whether every candidate is slower than ``ratio`` in every round, by :data:`CLEARLY`; never where it is infinite.
 
     Two rounds are enough: what moves both alike (a session's memory, work on other cores) moves them by less than that.
     """
-    baseline_ms, candidate_ms = rounds.blocks_ms
-    slower = [own / base > ratio * (1 + CLEARLY) for own, base in zip(candidate_ms, baseline_ms, strict=True)]
+    baseline_ms, *candidates_ms = rounds.blocks_ms
+    slower = [
+        all(own / base > ratio * (1 + CLEARLY) for own in owns)
+        for base, *owns in zip(baseline_ms, *candidates_ms, strict=True)
+    ]
     return len(slower) >= 2 and all(slower)
 
 

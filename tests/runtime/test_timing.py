@@ -132,4 +132,8 @@ def test_sittings_add_up():
     ],
 )
 def test_when_a_candidate_is_clearly_too_slow(ratios, limit, clear):
-    assert clearly_above(rounds_of(ratios), limit) is clear
+    rounds = rounds_of(ratios)
+    assert clearly_above(rounds, limit) is clear
+    # Of several candidates, all must be.
+    assert clearly_above(Rounds(blocks_ms=(*rounds.blocks_ms, rounds.blocks_ms[1])), limit) is clear
+    assert not clearly_above(Rounds(blocks_ms=(*rounds.blocks_ms, rounds.blocks_ms[0])), 1.0)
