@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+TIE = 0.01
+"""Two Spearman correlations of a hundred files near 1 that differ by no more are the same."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyCheck:
@@ -24,8 +27,8 @@ class LatencyCheck:
 
     @property
     def good(self) -> bool:
-        """Whether the model ranks better than the profile's costs, and so guides proposals."""
-        return self.spearman is not None and self.spearman > max(self.profile_spearman or 0.0, 0.0)
+        """Whether the model ranks no worse than the profile's costs, and so guides proposals."""
+        return self.spearman is not None and self.spearman > max((self.profile_spearman or 0.0) - TIE, 0.0)
 
     def __str__(self) -> str:
         rank = "undefined" if self.spearman is None else f"{self.spearman:.2f}"
@@ -37,5 +40,5 @@ class LatencyCheck:
             text += f"; {self.disturbed} of them timed beside other work"
         if not self.good:
             profile = "undefined" if self.profile_spearman is None else f"{self.profile_spearman:.2f}"
-            text += f". That is no better than the profile's costs ({profile}), which are used instead"
+            text += f". The profile's costs are used instead (Spearman {profile})"
         return text

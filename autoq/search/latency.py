@@ -3,7 +3,7 @@
 Files of designed policies (:mod:`autoq.search.latency_design`) are built whole and timed on the real runtime, a few at
 a time, in warm blocks in turn with float32. What the parts of a file (:mod:`autoq.model.parts`) take is fitted to their
 ratios (:mod:`autoq.numerics.additive`), and the sum of its parts is what is modelled of a policy. How good that is
-shows when each file is predicted by a model of the others; a model that ranks them no better than the profile's costs
+shows when each file is predicted by a model of the others; a model that ranks them worse than the profile's costs
 is not used. docs/latency-model.md has the figures.
 """
 
