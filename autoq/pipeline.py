@@ -61,7 +61,7 @@ from autoq.search.polish import Polished, polish_front
 from autoq.search.polish_log import PolishLog
 from autoq.search.polish_point import PolishWork
 from autoq.search.problem import Problem
-from autoq.search.proposer import Proposer, StudyRecord
+from autoq.search.proposer import Proposer
 from autoq.search.ranking import proxy_truths
 from autoq.search.seeds import knapsack_seeds, proxies
 from autoq.search.sensitivity import (
@@ -76,6 +76,7 @@ from autoq.search.sensitivity import (
 )
 from autoq.search.stopping import LEAST_GAIN
 from autoq.search.store import TrialLog, disk_error
+from autoq.search.study_record import StudyRecord
 from autoq.spec.hardware import AUTO, Profile, fitting_profiles, load_profile
 from autoq.spec.job import Job, load_job
 from autoq.spec.space import Space, load_space
@@ -258,8 +259,14 @@ def _search(
     latency, latency_notes = _latency(setting, lowering, problem, meter, folder, bool(finished), events)
     if latency is not None:
         problem = dataclasses.replace(problem, latency=latency.ratio)
-    study = StudyRecord(folder.study, job.name, _directions(setting), job.objectives, problem.schemes())
-    free_layers = list(problem.choices)
+    study = StudyRecord(
+        folder.study,
+        job.name,
+        _directions(setting),
+        job.objectives,
+        layers=list(problem.choices),
+        schemes=problem.schemes(),
+    )
 
     def running_front(search: Search) -> Front:
         points = [_point(trial, folder) for trial in search.front]
@@ -275,9 +282,9 @@ def _search(
 
     def copy_trials() -> None:
         """The study and the tracking server get their copies while workers score, so that no trial waits for them."""
-        while finished_now:
-            trial = finished_now.popleft()
-            study.add(trial, free_layers, _study_values(trial, setting))
+        copied = [finished_now.popleft() for _ in range(len(finished_now))]
+        study.add((trial, _study_values(trial, setting)) for trial in copied)
+        for trial in copied:
             tracker.log_trial(trial)
 
     events.step("starting workers" if ray != "off" else "searching")
@@ -307,8 +314,8 @@ def _search(
         )
         stop_reason = search.run(limits, finished)
         copy_trials()
-        for trial in search.trials:  # what a crash kept from the study and the server
-            study.add(trial, free_layers, _study_values(trial, setting))
+        study.add((trial, _study_values(trial, setting)) for trial in search.trials)  # what a crash kept from it
+        for trial in search.trials:
             if trial.number < len(finished):
                 tracker.log_trial(trial)
         paths = _front_files(search, lowering)

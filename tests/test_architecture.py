@@ -33,7 +33,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
 
 # A heavy library has one home, so that one file changes with it and `autoq --help` need not wait for it.
 HOMES = {
-    "optuna": {"search/history.py", "search/proposer.py", "search/sampler.py"},
+    "optuna": {"search/history.py", "search/proposer.py", "search/sampler.py", "search/study_record.py"},
     "ray": {"search/ray_executor.py"},
     "mlflow": {"record/tracking.py"},
     "torch": {

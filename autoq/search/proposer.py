@@ -1,30 +1,25 @@
 """Proposes policies with Optuna (its home, with :mod:`autoq.search.sampler`).
 
-Two studies, for a reason each. Proposals come from a study in memory, which costs milliseconds. What it is told of
-latency is the profile's *model* of it, not the measurement: measurements differ a little from run to run, and a search
-must propose the same candidates for the same job and seed, whatever evaluates them. Finished trials, with what was
-*measured*, are written through to a study in the run folder, for ``optuna-dashboard`` and the record.
+Proposals come from a study in memory, which costs milliseconds. What it is told of latency is the profile's *model* of
+it, not the measurement: measurements differ a little from run to run, and a search must propose the same candidates for
+the same job and seed, whatever evaluates them. What was *measured* goes into another study, that of the run folder
+(:mod:`autoq.search.study_record`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import random
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.trial import TrialState, create_trial
+from optuna.trial import TrialState
 
-from autoq.core.objectives import Direction
 from autoq.core.policy import Policy
-from autoq.core.result import Trial
 from autoq.core.scheme import Scheme
-from autoq.errors import JobError, RunError
+from autoq.errors import JobError
 from autoq.search.sampler import FrontSampler
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -131,63 +126,6 @@ class Proposer:
             if policy not in self._asked:
                 return changed, policy
         return None
-
-
-class StudyRecord:
-    """The study in the run folder: what was measured, in a storage that ``optuna-dashboard`` opens."""
-
-    def __init__(
-        self,
-        path: Path,
-        name: str,
-        directions: Sequence[Direction],
-        metric_names: Sequence[str],
-        schemes: Sequence[Scheme],
-    ) -> None:
-        """``schemes`` is everything that a canonical policy can hold: every parameter's choices, which Optuna fixes."""
-        self._path = path
-        self._schemes = tuple(str(scheme) for scheme in schemes)
-        try:
-            self._study = optuna.create_study(
-                storage=f"sqlite:///{path}", study_name=name, directions=[*directions], load_if_exists=True
-            )
-            with warnings.catch_warnings():  # the names are for the dashboard; it does without them
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                self._study.set_metric_names(list(metric_names))
-        except Exception as error:  # SQLAlchemy's and Optuna's errors share no base
-            raise RunError(f"the Optuna study {path} cannot be opened: {error}") from None
-        trials = self._study.get_trials(deepcopy=False)
-        self._written = {(trial.user_attrs.get("policy_id"), trial.state) for trial in trials}
-
-    def add(self, trial: Trial, layers: Sequence[str], values: Sequence[float] | None) -> None:
-        """Writes one finished trial: the schemes of ``layers`` as parameters, ``values`` the objectives or ``None``."""
-        state = TrialState.FAIL if values is None else TrialState.COMPLETE
-        state = TrialState.PRUNED if trial.pruned is not None else state
-        if (trial.id, state) in self._written:
-            return
-        texts = trial.policy.to_text()
-        distributions: dict[str, BaseDistribution] = dict.fromkeys(layers, CategoricalDistribution(self._schemes))
-        attrs: dict[str, Any] = {"policy_id": trial.id, "origin": trial.origin, "number": trial.number}
-        if trial.failure is not None:
-            attrs["failure"] = f"{trial.failure.reason}: {trial.failure.message}"
-        if trial.pruned is not None:
-            attrs |= {f"pruned.{name}": value for name, value in dataclasses.asdict(trial.pruned).items()}
-        finished = create_trial(
-            state=state,
-            values=None if values is None else list(values),
-            params={name: texts[name] for name in layers},
-            distributions=distributions,
-            user_attrs=attrs,
-        )
-        try:
-            self._study.add_trial(finished)
-        except Exception as error:  # as above; a full disk, for one
-            cause = error.__cause__ or error
-            reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]  # SQLAlchemy wraps the database's own
-            raise RunError(
-                f"the Optuna study {self._path} cannot be written: {reason}. Finished trials are kept; --resume goes on"
-            ) from None
-        self._written.add((trial.id, state))
 
 
 def _optunas(name: SamplerName, seed: int) -> optuna.samplers.BaseSampler:

@@ -1,19 +1,14 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
-import optuna
 import pytest
 
 from autoq.core.policy import Policy
-from autoq.core.result import Failure, Trial
 from autoq.core.scheme import Scheme
-from autoq.errors import RunError
 from autoq.search.problem import Problem
-from autoq.search.proposer import SAMPLERS, Proposal, Proposer, StudyRecord
-from tests.search.problems import bits, make_problem, make_proposer, make_trial
-from tests.small_job import small_disk
+from autoq.search.proposer import SAMPLERS, Proposal, Proposer
+from tests.search.problems import bits, make_problem, make_proposer
 
 LAYERS = [f"l{i}" for i in range(6)]
 
@@ -118,54 +113,3 @@ def test_replaying_what_was_told_gives_the_same_proposals(sampler: str) -> None:
 def test_all_failing_does_not_end_the_search() -> None:
     done = drive(make_proposer(two_objectives()), 40, fail=1)
     assert len({proposal.policy for proposal in done}) == 40
-
-
-# The study in the run folder ------------------------------------------------------------------------------------------
-
-
-def record(path: Path, problem: Problem) -> StudyRecord:
-    return StudyRecord(path, "small", ["maximize", "minimize"], ["metric", "size"], problem.schemes())
-
-
-def test_the_study_has_each_trial_once_however_often_it_is_added(tmp_path: Path) -> None:
-    problem = two_objectives()
-    path = tmp_path / "study.db"
-    study = record(path, problem)
-    trials = [
-        make_trial(n, proposal.policy, 0.5 + n / 100, 0.5, 100 + n)
-        for n, proposal in enumerate(drive(make_proposer(problem), 12))
-    ]
-    lost = Trial(
-        number=3, policy=trials[3].policy, origin="x", failure=Failure(reason="worker_lost", message="node died")
-    )
-    for trial in [*trials[:3], lost]:
-        study.add(trial, LAYERS, None if trial.failure else [trial.metric, trial.size_bytes])  # type: ignore[list-item]
-    study = record(path, problem)  # as after a crash
-    for trial in [*trials, *trials]:
-        study.add(trial, LAYERS, [trial.metric, trial.size_bytes])  # type: ignore[list-item]
-    loaded = optuna.load_study(study_name="small", storage=f"sqlite:///{path}")
-    complete = [trial for trial in loaded.trials if trial.state == optuna.trial.TrialState.COMPLETE]
-    assert sorted(trial.user_attrs["number"] for trial in complete) == list(range(12))
-    (failed,) = [trial for trial in loaded.trials if trial.state == optuna.trial.TrialState.FAIL]
-    assert failed.user_attrs["failure"] == "worker_lost: node died"
-    by_number = {trial.user_attrs["number"]: trial for trial in complete}
-    for trial in trials:
-        assert by_number[trial.number].params == trial.policy.to_text()
-        assert by_number[trial.number].values == [trial.metric, trial.size_bytes]
-
-
-def test_a_damaged_study_is_named(tmp_path: Path) -> None:
-    (tmp_path / "study.db").write_bytes(b"this is no database" * 1000)
-    with pytest.raises(RunError, match=r"the Optuna study .*study\.db cannot be opened"):
-        record(tmp_path / "study.db", two_objectives())
-
-
-def test_a_full_disk_under_the_study_is_said(tmp_path: Path) -> None:
-    problem = two_objectives()
-    with small_disk(tmp_path / "disk", kilobytes=196) as disk:
-        study = record(disk / "study.db", problem)
-        with pytest.raises(
-            RunError, match=r"the Optuna study .*study\.db cannot be written: (database or )?disk is full"
-        ):
-            for number, proposal in enumerate(drive(make_proposer(problem), 200)):
-                study.add(make_trial(number, proposal.policy, 0.5, 0.5, 100), LAYERS, [0.5, 100])
