@@ -40,6 +40,7 @@ from autoq.record.health import Health, health_record
 from autoq.record.manifest import layer_record
 from autoq.record.publish import EXAMPLE_ROWS, publish
 from autoq.record.run_folder import RunFolder, free_name
+from autoq.record.running_front import RunningFront
 from autoq.record.tracking import Tracker
 from autoq.runtime.base import InputSpec, fixed_batch
 from autoq.runtime.data import Split, load_split
@@ -83,6 +84,9 @@ from autoq.spec.space import Space, load_space
 
 PREDICTED_SEEDS = 24
 """Seeds from the predicted front, at most, and one a layer: a small space is soon better known from measurements."""
+
+LAST_COPIES_S = 5.0
+"""How long a search that was ended goes on telling the tracking server of its trials; ``--resume`` tells the rest."""
 
 RUNS = Path("runs")
 """Where runs go by default, and with them MLflow's database."""
@@ -268,24 +272,35 @@ def _search(
         schemes=problem.schemes(),
     )
 
-    def running_front(search: Search) -> Front:
-        points = [_point(trial, folder) for trial in search.front]
-        front = _front(setting, baseline, search, points, started)
-        return dataclasses.replace(front, form=form, why_empty=_why_empty(search, points))
+    running = RunningFront(folder.front, time.monotonic)
+    points: dict[int, FrontPoint] = {}
+
+    def write_running_front(search: Search) -> None:
+        numbers = [trial.number for trial in search.front]
+        if running.due(numbers):
+            for trial in search.front:
+                if trial.number not in points:
+                    points[trial.number] = _point(trial, folder)
+            found = [points[number] for number in numbers]
+            front = _front(setting, baseline, search, found, started)
+            running.write(dataclasses.replace(front, form=form, why_empty=_why_empty(search, found)), numbers)
 
     finished_now: deque[Trial] = deque()
 
     def on_trial(trial: Trial, search: Search) -> None:
         finished_now.append(trial)
-        write_front(running_front(search), folder.front)
+        write_running_front(search)
         events.trial(trial, search)
 
-    def copy_trials() -> None:
+    untracked: deque[Trial] = deque()
+
+    def copy_trials(over: Callable[[], bool] = lambda: False) -> None:
         """The study and the tracking server get their copies while workers score, so that no trial waits for them."""
         copied = [finished_now.popleft() for _ in range(len(finished_now))]
+        untracked.extend(copied)
         study.add((trial, _study_values(trial, setting)) for trial in copied)
-        for trial in copied:
-            tracker.log_trial(trial)
+        while untracked and not over():
+            tracker.log_trial(untracked.popleft())
 
     events.step("starting workers" if ray != "off" else "searching")
     workload = _workload(setting, lowering, _steps(setting, answers))
@@ -303,7 +318,7 @@ def _search(
             step_rows=setting.search.rows if workload.steps else None,
         )
         if not folder.front.exists():
-            write_front(running_front(search), folder.front)
+            write_running_front(search)
         deadline = None if job.budget.time_s is None else started + job.budget.time_s
         events.step("searching")
         limits = Limits(
@@ -338,7 +353,8 @@ def _search(
         )
     finally:
         with contextlib.suppress(AutoqError):  # what is on its way is the error that ends the search
-            copy_trials()
+            ended = time.monotonic()
+            copy_trials(lambda: time.monotonic() - ended > LAST_COPIES_S)
         executor.close()
     truths = proxy_truths(problem, search.trials, predicted)
     front = dataclasses.replace(

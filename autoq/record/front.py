@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -42,9 +43,13 @@ def write_front(front: Front, path: str | os.PathLike[str]) -> None:
     write_atomically(path, front_json(front))
 
 
-def front_json(front: Front) -> str:
-    """``front`` as the text of ``front.json``; :class:`~autoq.errors.RunError` when it holds a NaN or an infinity."""
-    document = {
+def front_json(front: Front, points: Sequence[str] | None = None) -> str:
+    """``front`` as the text of ``front.json``; :class:`~autoq.errors.RunError` when it holds a NaN or an infinity.
+
+    ``points``, where they are known, are the texts (:func:`point_json`) of its points.
+    """
+    texts = [point_json(point) for point in front.points] if points is None else points
+    document: dict[str, Any] = {
         "version": VERSION,
         "name": front.name,
         "objectives": list(front.objectives),
@@ -59,15 +64,28 @@ def front_json(front: Front) -> str:
         },
         "wall_s": front.wall_s,
         "baseline": _point_document(front.baseline),
-        "points": [_point_document(point) for point in front.points],
+        "points": [],  # their texts are put in below
         "dropped": [{"point": _point_document(dropped.point), "why": dropped.why} for dropped in front.dropped],
         **({} if front.form is None else {"form": _form_document(front.form)}),
         **({"why_empty": front.why_empty} if front.why_empty else {}),
     }
+    whole = _text(document, f"the front {front.name!r}")
+    if texts:
+        # No text can hold this: JSON writes a quotation mark within one as \\".
+        whole = whole.replace('"points": []', '"points": [\n  ' + ",\n  ".join(texts) + "\n ]", 1)
+    return whole + "\n"
+
+
+def point_json(point: FrontPoint) -> str:
+    """A point as it stands in ``front.json``; :class:`~autoq.errors.RunError` as :func:`front_json`."""
+    return _text(_point_document(point), f"the point {point.id}").replace("\n", "\n  ")
+
+
+def _text(document: dict[str, Any], what: str) -> str:
     try:
-        return json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        return json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False)
     except ValueError as error:
-        raise RunError(f"the front {front.name!r} holds a number that is not finite and cannot be written") from error
+        raise RunError(f"{what} holds a number that is not finite and cannot be written") from error
 
 
 def read_front(path: str | os.PathLike[str]) -> Front:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 from autoq.core.objectives import Constraints, Values, losses, metric_drop, trial_values
 from autoq.core.policy import Policy
 from autoq.core.result import PASSING_FAILURES, Failure, Pruned, StopReason, Trial
+from autoq.numerics.archive import Archive
 from autoq.search.evaluate import Dropped, Scored
 from autoq.search.executor import Executor
 from autoq.search.problem import Problem
@@ -46,7 +48,8 @@ class Search:
     with every new trial, after it is safe in ``log`` and before the files that it took off the front are removed: what
     it writes down never names a file that is not there. ``clock`` gives seconds.
     ``step_rows`` are the rows of the search split where candidates are scored in steps, and dropped on the way.
-    ``meanwhile`` is called, in a thread, while a batch is scored: what it does would disturb a measurement.
+    ``meanwhile`` is called, in a thread, while a batch is scored: what it does would disturb a measurement. Its
+    argument tells whether the scoring is over: what it has not done by then had better wait.
     """
 
     problem: Problem
@@ -56,17 +59,24 @@ class Search:
     models: Path
     clock: Callable[[], float]
     on_trial: Callable[[Trial, Search], None] = lambda trial, search: None
-    meanwhile: Callable[[], None] = lambda: None
+    meanwhile: Callable[[Callable[[], bool]], None] = lambda over: None
     step_rows: int | None = None
     trials: list[Trial] = field(default_factory=list)
-    front: list[Trial] = field(default_factory=list)
     _unreported: list[Trial] = field(default_factory=list)
     _off_front: set[str] = field(default_factory=set)
     _numbers: dict[Policy, int] = field(default_factory=dict)
+    _next_number: int = 0
+    _front: Archive[Trial] = field(init=False)
     _guide: Guide = field(init=False)
 
     def __post_init__(self) -> None:
+        self._front = self.problem.empty_front()
         self._guide = Guide(self.problem)
+
+    @property
+    def front(self) -> list[Trial]:
+        """The trials on the front so far, best metric first."""
+        return self._front.items
 
     def run(self, limits: Limits, finished: Sequence[Trial] = ()) -> StopReason:
         """Searches until a limit; returns why it stopped.
@@ -76,6 +86,7 @@ class Search:
         """
         recorded = {trial.policy: trial for trial in finished if not _passing(trial)}
         self._numbers = {trial.policy: trial.number for trial in finished}
+        self._next_number = 1 + max(self._numbers.values(), default=-1)
         reason = self._run(limits, recorded)
         for trial in recorded.values():
             self.trials.append(trial)
@@ -110,10 +121,14 @@ class Search:
         # One front for all of a batch, that of the trials before it: what a candidate must reach hangs on no worker.
         hurdles = None if self.step_rows is None else [self._guide.hurdle(proposal.policy) for proposal in new]
         results = iter(self.executor.score([proposal.policy for proposal in new], hurdles)) if new else iter(())
+        over = threading.Event()
         with ThreadPoolExecutor(1) as pool:
-            copied = pool.submit(self.meanwhile)
-            # All of a batch is scored before any of it is measured: a measurement wants the machine to itself.
-            scored = dict(zip((proposal.policy for proposal in new), results, strict=True))
+            copied = pool.submit(self.meanwhile, over.is_set)
+            try:
+                # All of a batch is scored before any of it is measured: a measurement wants the machine to itself.
+                scored = dict(zip((proposal.policy for proposal in new), results, strict=True))
+            finally:
+                over.set()
             copied.result()
         for proposal in proposals:
             trial = recorded.pop(proposal.policy, None)
@@ -138,7 +153,8 @@ class Search:
 
     def _finish(self, proposal: Proposal, result: Scored | Dropped | Failure) -> Trial:
         # One that is tried again keeps its number.
-        number = self._numbers.setdefault(proposal.policy, 1 + max(self._numbers.values(), default=-1))
+        number = self._numbers.setdefault(proposal.policy, self._next_number)
+        self._next_number = max(self._next_number, number + 1)
         trial = Trial(
             number=number,
             policy=proposal.policy,
@@ -211,10 +227,7 @@ class Search:
         return trial is not None and limits.until is not None and self.problem.feasible(trial, limits.until)
 
     def _update_front(self, trial: Trial) -> None:
-        before = {old.id for old in self.front}
-        # A dominated trial never comes back, so the front of the front and the new one is the front of all.
-        self.front = self.problem.front([*self.front, trial])
-        self._off_front |= (before | {trial.id}) - {kept.id for kept in self.front}
+        self._off_front.update(lost.id for lost in self.problem.add_to_front(self._front, trial))
 
     def _report(self) -> None:
         """Reports new trials, then removes the files that the front has lost.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from autoq.core.near_miss import near_misses
@@ -21,8 +21,8 @@ from autoq.core.objectives import (
 from autoq.core.policy import Policy
 from autoq.core.result import Trial
 from autoq.core.scheme import FLOAT32, Scheme
+from autoq.numerics.archive import Archive
 from autoq.numerics.cost import modelled_ratio
-from autoq.numerics.pareto import non_dominated
 from autoq.search.candidates import Candidates
 from autoq.spec.hardware import Profile
 
@@ -141,16 +141,15 @@ class Problem:
         every = [self.constraints] if bounds is None else [self.constraints, bounds]
         return trial.complete and not any(self.violations(trial, each) for each in every)
 
-    def front(self, trials: Iterable[Trial]) -> list[Trial]:
-        """The feasible complete trials that neither another trial nor float32 itself dominates, best metric first."""
-        feasible = [trial for trial in trials if self.feasible(trial)]
-        if not feasible:
-            return []
-        rows = [losses(trial_values(trial), self.objectives, self.direction) for trial in feasible]
-        own = losses(self.baseline, self.objectives, self.direction)
-        kept = non_dominated([own, *rows])[1:]
-        front = [(row, trial) for row, trial, keep in zip(rows, feasible, kept, strict=True) if keep]
-        return [trial for _, trial in sorted(front, key=lambda pair: pair[0])]
+    def empty_front(self) -> Archive[Trial]:
+        """For feasible complete trials that neither another trial nor float32 itself dominates, best metric first."""
+        return Archive(losses(self.baseline, self.objectives, self.direction))
+
+    def add_to_front(self, front: Archive[Trial], trial: Trial) -> list[Trial]:
+        """Takes up a trial, where it belongs there; returns those that do not belong there, or not any more."""
+        if not self.feasible(trial):
+            return [trial]
+        return front.add(losses(trial_values(trial), self.objectives, self.direction), trial)
 
     def nearest_miss(self, trials: Sequence[Trial]) -> str:
         """Why no trial is feasible: which constraint binds, the trial that comes nearest, and by how much it misses."""

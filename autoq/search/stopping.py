@@ -10,7 +10,8 @@ import numpy as np
 from autoq.core.objectives import metric_drop
 from autoq.core.policy import Policy
 from autoq.core.result import Trial
-from autoq.numerics.pareto import hypervolume, non_dominated
+from autoq.numerics.archive import Archive
+from autoq.numerics.pareto import hypervolume
 from autoq.search.fidelity import Hurdle
 from autoq.search.problem import Problem
 
@@ -22,25 +23,24 @@ LEAST_GAIN = 1e-3
 class Guide:
     """The front as proposals are guided by it (:meth:`autoq.search.problem.Problem.proposer_losses`).
 
-    Its latencies are the modelled ones, so that it is the same in every run of a job. ``trials`` and ``losses`` are its
-    complete feasible trials.
+    Its latencies are the modelled ones, so that it is the same in every run of a job.
     """
 
     problem: Problem
-    trials: list[Trial] = field(default_factory=list)
-    losses: list[tuple[float, ...]] = field(default_factory=list)
+    _front: Archive[Trial] = field(default_factory=Archive)
+
+    @property
+    def trials(self) -> list[Trial]:
+        """Those on the front."""
+        return self._front.items
 
     def add(self, trial: Trial) -> None:
         """Takes up a finished trial, which may have failed or been pruned."""
         if not trial.complete:
             return
         losses, excess = self.problem.proposer_losses(trial)
-        if excess > 0:
-            return
-        rows = [*self.losses, losses]
-        kept = non_dominated(rows)
-        self.trials = [each for each, keep in zip([*self.trials, trial], kept, strict=True) if keep]
-        self.losses = [each for each, keep in zip(rows, kept, strict=True) if keep]
+        if excess <= 0:
+            self._front.add(losses, trial)
 
     def hurdle(self, policy: Policy) -> Hurdle:
         """What a candidate may lose before these trials, or the constraint, leave it no place on the front.
@@ -62,13 +62,13 @@ class Guide:
 
     def volume(self) -> float:
         """The hypervolume up to :meth:`~autoq.search.problem.Problem.reference`; 0 where no point is worth anything."""
-        if not self.losses:
+        if not len(self._front):
             return 0.0
         # In these losses peak memory is size once more, which would only make the volume dear to compute.
         twice = {"size", "peak_memory"} <= set(self.problem.objectives)
         columns = [i for i, name in enumerate(self.problem.objectives) if not (twice and name == "peak_memory")]
         reference = np.array(self.problem.reference())
-        return hypervolume(np.array(self.losses)[:, columns], reference[columns])
+        return hypervolume(np.array(self._front.losses)[:, columns], reference[columns])
 
 
 @dataclass(slots=True)

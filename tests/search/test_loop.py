@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,20 @@ def stop_after(count: int) -> Callable[[Trial, Search], None]:
 def plain(trials: Sequence[Trial]) -> list[Trial]:
     """Without the seconds that steps took."""
     return [dataclasses.replace(trial, seconds={}) for trial in trials]
+
+
+def test_what_runs_meanwhile_is_told_when_the_scoring_is_over(tmp_path: Path) -> None:
+    search, ends = make_search(tmp_path), []
+
+    def meanwhile(over: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 10
+        while not over() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        ends.append(over())
+
+    search.meanwhile = meanwhile
+    search.run(Limits(trials=24))
+    assert ends == [True] * 3
 
 
 def test_it_stops_after_as_many_trials_as_asked(tmp_path: Path) -> None:
