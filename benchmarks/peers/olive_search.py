@@ -29,21 +29,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve()
-VENV = HERE.parents[1] / "out" / "venvs" / "olive"
 GOAL = 10.0
-
-
-def environment() -> Path:
-    """The Python of Olive's environment, which is made where it is missing. Torch goes first: Olive needs it."""
-    python = VENV / "bin" / "python"
-    if not (VENV / ".ready").exists():
-        wanted = HERE.with_name("olive.txt")
-        torch = next(line for line in wanted.read_text().splitlines() if line.startswith("torch=="))
-        subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", torch], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", wanted], check=True)
-        (VENV / ".ready").touch()
-    return python
 
 
 # Run by Olive's own Python -------------------------------------------------------------------------------------------
@@ -178,6 +164,7 @@ def search_with_olive(folder: Path) -> None:
 def olive(given: Any, folder: Path) -> dict[str, Any]:
     """Olive's search in its own process."""
     import numpy as np
+    from environments import environment
     from harness import resnet20_job, rows
 
     job = resnet20_job(given.bench)
@@ -187,7 +174,7 @@ def olive(given: Any, folder: Path) -> dict[str, Any]:
         np.savez(folder / f"{split}.npz", x=x, y=y)
         task[split] = str(folder / f"{split}.npz")
     (folder / "task.json").write_text(json.dumps(task))
-    python = environment()
+    python = environment("olive")
     settings = {"OLIVE_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     start = time.perf_counter()
     with (folder / "olive.log").open("w") as log:

@@ -25,18 +25,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve()
-VENV = HERE.parents[1] / "out" / "venvs" / "nncf"
 ROWS = 128
-
-
-def environment() -> Path:
-    """The Python of NNCF's environment, which is made where it is missing."""
-    python = VENV / "bin" / "python"
-    if not (VENV / ".ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", HERE.with_name("nncf.txt")], check=True)
-        (VENV / ".ready").touch()
-    return python
 
 
 # Run by NNCF's own Python --------------------------------------------------------------------------------------------
@@ -196,6 +185,7 @@ def main() -> None:
     """Quantize with all three, count, time, print."""
     sys.path.insert(0, str(HERE.parents[1]))
     import numpy as np
+    from environments import environment
     from harness import machine, parser, save, session
 
     arguments = parser(__doc__)
@@ -225,7 +215,7 @@ def main() -> None:
         with (folder / "nncf.log").open("w") as log:
             # -P: this script's folder must not come before the installed packages.
             subprocess.run(
-                [environment(), "-P", HERE, "--inside", folder], check=True, stdout=log, stderr=log, cwd=folder,
+                [environment("nncf"), "-P", HERE, "--inside", folder], check=True, stdout=log, stderr=log, cwd=folder,
                 env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
             )  # fmt: skip
         result: dict[str, Any] = {}
