@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 
 import numpy as np
 import numpy.typing as npt
@@ -19,19 +19,42 @@ def non_dominated(losses: npt.ArrayLike, *, keep_duplicates: bool = False) -> np
     points = _checked(losses)
     unique, first, inverse = np.unique(points, axis=0, return_index=True, return_inverse=True)
     # Rows now come in lexicographic order: a row can only be dominated by an earlier one, hence by one of the front.
-    front = np.zeros(len(unique), dtype=bool)
-    kept = np.empty_like(unique)
-    size = 0
-    for index, point in enumerate(unique):
-        if not (kept[:size] <= point).all(axis=1).any():
-            kept[size] = point
-            size += 1
-            front[index] = True
+    front = _front_of_three(unique) if unique.shape[1] == 3 else _front_of_any(unique)
     if keep_duplicates:
         return np.asarray(front[inverse.reshape(-1)])
     mask = np.zeros(len(points), dtype=bool)
     mask[first[front]] = True  # np.unique gives the first occurrence
     return mask
+
+
+def _front_of_any(rows: Losses) -> npt.NDArray[np.bool_]:
+    """Of distinct rows in lexicographic order."""
+    front = np.zeros(len(rows), dtype=bool)
+    kept = np.empty_like(rows)
+    size = 0
+    for index, point in enumerate(rows):
+        if not (kept[:size] <= point).all(axis=1).any():
+            kept[size] = point
+            size += 1
+            front[index] = True
+    return front
+
+
+def _front_of_three(rows: Losses) -> npt.NDArray[np.bool_]:
+    """The same, with the front of the last two columns as stairs (Kung, Luccio and Preparata 1975)."""
+    ys: list[float] = []  # rises,
+    zs: list[float] = []  # falls
+    front = []
+    for _, y, z in rows.tolist():
+        place = bisect_right(ys, y)
+        front.append(not (place and zs[place - 1] <= z))
+        if front[-1]:
+            first = place - 1 if place and ys[place - 1] == y else place
+            last = place
+            while last < len(ys) and zs[last] >= z:
+                last += 1
+            ys[first:last], zs[first:last] = [y], [z]
+    return np.array(front, dtype=bool)
 
 
 def hypervolume(losses: npt.ArrayLike, reference: npt.ArrayLike) -> float:
