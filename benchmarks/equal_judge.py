@@ -179,7 +179,8 @@ def judge(given: Any, model: str, job: Any, folder: Path, runs: Mapping[str, Any
         table[run] = {"hypervolume": volume} | {
             key: runs[run].get(key) for key in ("setup_s", "trials", "wall_s", "failed")
         }
-        shown = (f"{runs[run]['setup_s']:8.1f} {runs[run]['trials']:6d}") if "trials" in runs[run] else " " * 15
+        setup = runs[run].get("setup_s") or float("nan")
+        shown = f"{setup:8.1f} {runs[run]['trials']:6d}" if "trials" in runs[run] else " " * 15
         print(f"{run:14s} {shown} {len(points):6d} {volume:11.4f}")
     peers = {run: points for run, points in good.items() if run.split("-")[0] in ("ort", "nncf", "olive")}
     verdicts = []

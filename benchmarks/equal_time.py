@@ -81,12 +81,12 @@ def search(given: Any, model: str, contestant: str, seed: int, folder: Path, sec
     result = {"wall_s": time.time() - started, "setup_s": setup, "exit": process.returncode}
     if seconds is None:
         return result
-    if setup is None:
-        raise SystemExit(
-            f"{contestant}: no search began within {seconds:.0f} s; see {folder}/log.txt, or --minutes more"
-        )
-    front = json.loads((folder / "run" / "front.json").read_text())
-    trials = (folder / "run" / "trials.jsonl").read_text().splitlines()
+    written = folder / "run" / "front.json"
+    if not written.exists():  # it had not come to its first proposal
+        return result | {"trials": 0, "front": 0, "models": []}
+    front = json.loads(written.read_text())
+    log = folder / "run" / "trials.jsonl"
+    trials = log.read_text().splitlines() if log.exists() else []
     points = [*front["points"], *(dropped["point"] for dropped in front["dropped"])]
     float32 = front["baseline"]
     measured = [
