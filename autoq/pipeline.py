@@ -272,18 +272,21 @@ def _search(
         schemes=problem.schemes(),
     )
 
-    running = RunningFront(folder.front, time.monotonic)
+    running = RunningFront(folder.front)
     points: dict[int, FrontPoint] = {}
+    why, why_after = "", 0
 
     def write_running_front(search: Search) -> None:
-        numbers = [trial.number for trial in search.front]
-        if running.due(numbers):
-            for trial in search.front:
-                if trial.number not in points:
-                    points[trial.number] = _point(trial, folder)
-            found = [points[number] for number in numbers]
-            front = _front(setting, baseline, search, found, started)
-            running.write(dataclasses.replace(front, form=form, why_empty=_why_empty(search, found)), numbers)
+        nonlocal why, why_after
+        for trial in search.front:
+            if trial.number not in points:
+                points[trial.number] = _point(trial, folder)
+        found = [points[trial.number] for trial in search.front]
+        # To find the nearest miss, all trials are looked at: not after every one of thousands.
+        if not found and len(search.trials) >= 1.05 * why_after:
+            why, why_after = _why_empty(search, found), len(search.trials)
+        front = _front(setting, baseline, search, found, started)
+        running.write(dataclasses.replace(front, form=form, why_empty="" if found else why))
 
     finished_now: deque[Trial] = deque()
 
@@ -826,8 +829,7 @@ def _point(trial: Trial, folder: RunFolder) -> FrontPoint:
 def _front(
     setting: Setting, baseline: FrontPoint, search: Search, points: Sequence[FrontPoint], started: float
 ) -> Front:
-    failed = sum(trial.failure is not None for trial in search.trials)
-    pruned = sum(trial.pruned is not None for trial in search.trials)
+    failed, pruned = search.failed, search.pruned
     return Front(
         name=setting.job.name,
         objectives=setting.job.objectives,

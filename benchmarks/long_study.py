@@ -112,7 +112,7 @@ EVALUATION = "made-up evaluation"
 PARTS: dict[str, list[tuple[type, str]]] = {
     "proposing": [(Proposer, "ask"), (Proposer, "tell")],
     "trials.jsonl": [(TrialLog, "append")],
-    "front": [(Search, "_update_front"), (Guide, "add"), (Guide, "hurdle")],
+    "front": [(Search, "_take_up"), (Guide, "add"), (Guide, "hurdle")],
     "front.json": [(Search, "_report")],
     "study": [(StudyRecord, "add")],
     EVALUATION: [(Instant, "score"), (Instant, "measure")],

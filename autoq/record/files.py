@@ -9,11 +9,12 @@ from pathlib import Path
 from autoq.errors import RunError
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
+def write_atomically(path: str | os.PathLike[str], data: bytes | str, *, durable: bool = True) -> None:
     """Replace ``path`` by ``data`` (text as UTF-8): a temporary file in the same folder, fsync, rename.
 
-    The folder must exist. Raises :class:`~autoq.errors.RunError` when it cannot be written; ``path`` is then as
-    before and the temporary file is gone.
+    Not ``durable`` leaves the fsync out: a kill does no harm then, a power failure may. The folder must exist.
+    Raises :class:`~autoq.errors.RunError` when it cannot be written; ``path`` is then as before and the temporary file
+    is gone.
     """
     target = Path(path)
     content = data.encode() if isinstance(data, str) else data
@@ -23,7 +24,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         # mkstemp makes the file private; the result should be as readable as any other new file.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)

@@ -42,7 +42,8 @@ class Limits:
 
 @dataclass(slots=True)
 class Search:
-    """One search in progress. ``trials`` are the finished ones, those of an earlier session first.
+    """One search in progress. ``trials`` are the finished ones, those of an earlier session first; ``failed`` and
+    ``pruned`` count theirs.
 
     ``models`` is the folder for candidates' files: each stays there while it is on the front. ``on_trial`` is called
     with every new trial, after it is safe in ``log`` and before the files that it took off the front are removed: what
@@ -62,6 +63,8 @@ class Search:
     meanwhile: Callable[[Callable[[], bool]], None] = lambda over: None
     step_rows: int | None = None
     trials: list[Trial] = field(default_factory=list)
+    failed: int = 0
+    pruned: int = 0
     _unreported: list[Trial] = field(default_factory=list)
     _off_front: set[str] = field(default_factory=set)
     _numbers: dict[Policy, int] = field(default_factory=dict)
@@ -89,8 +92,7 @@ class Search:
         self._next_number = 1 + max(self._numbers.values(), default=-1)
         reason = self._run(limits, recorded)
         for trial in recorded.values():
-            self.trials.append(trial)
-            self._update_front(trial)
+            self._take_up(trial)
         recorded.clear()
         self._report()
         return reason
@@ -138,12 +140,11 @@ class Search:
                 trial = self._finish(proposal, scored[proposal.policy])
                 self.log.append(trial)
                 self._unreported.append(trial)
-            self.trials.append(trial)
+            self._take_up(trial)
             if trial.failure is None:
                 self.proposer.tell(proposal, *self.problem.proposer_losses(trial))
             else:
                 self.proposer.tell(proposal, None)
-            self._update_front(trial)
             self._guide.add(trial)
             if not recorded:
                 self._report()
@@ -226,7 +227,10 @@ class Search:
     def _meets(self, trial: Trial | None, limits: Limits) -> bool:
         return trial is not None and limits.until is not None and self.problem.feasible(trial, limits.until)
 
-    def _update_front(self, trial: Trial) -> None:
+    def _take_up(self, trial: Trial) -> None:
+        self.trials.append(trial)
+        self.failed += trial.failure is not None
+        self.pruned += trial.pruned is not None
         self._off_front.update(lost.id for lost in self.problem.add_to_front(self._front, trial))
 
     def _report(self) -> None:
