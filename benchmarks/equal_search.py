@@ -47,16 +47,17 @@ class InTurn:
         """Nothing is learned."""
 
 
-def knapsack(setting: Any, problem: Problem, predicted: Any) -> InTurn:
-    """In place of the pipeline's proposer."""
-    traced = knapsack_seeds(setting.candidates, predicted, setting.profile, MANY)
+def knapsack(setting: Any, problem: Problem, predicted: Any, latency: Any) -> InTurn:
+    """In place of the pipeline's proposer: over the same proxies, noise and measured times, as the other has."""
+    times = latency.layer_times(setting.candidates, problem.complete) if latency else None
+    traced = knapsack_seeds(setting.candidates, predicted, setting.profile, MANY, times)
     named = [(f"knapsack {i}", {name: seed[name] for name in problem.choices}) for i, seed in enumerate(traced, 1)]
     return InTurn(problem, [*problem.uniform_seeds(), *named])
 
 
 def unpredicted(make: Any) -> Any:
     """The pipeline's proposer without a predicted front."""
-    return lambda setting, problem, predicted: make(setting, problem, None)
+    return lambda setting, problem, predicted, *others: make(setting, problem, None, *others)
 
 
 if __name__ == "__main__":
