@@ -61,6 +61,8 @@ def search(given: Any, model: str, contestant: str, seed: int, folder: Path, sec
     process = subprocess.Popen(
         [str(part) for part in command], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
         env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "OMP_WAIT_POLICY": "PASSIVE"} | settings, cwd=folder,
+        # Whoever started this in the background may have Ctrl-C ignored; a search must hear it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     timer = threading.Timer(seconds or 3600.0, process.send_signal, [signal.SIGINT])
     killer = threading.Timer((seconds or 3600.0) + GRACE_S, process.kill)
