@@ -80,7 +80,7 @@ class Instant:
                 seconds={"build": 0.01, "metric": 0.5},
             )  # fmt: skip
 
-    def measure(self, model: Path) -> Measurement:
+    def measure(self, model: Path, idle_above: float = math.inf) -> Measurement:
         """The modelled latency, with noise."""
         ratio = self._speed.pop(Path(model.name))
         latency = Latency(
