@@ -83,7 +83,10 @@ from autoq.spec.job import Job, load_job
 from autoq.spec.space import Space, load_space
 
 PREDICTED_SEEDS = 24
-"""Seeds from the predicted front, at most, and one a layer: a small space is soon better known from measurements."""
+"""Seeds from the predicted front, at most."""
+
+SEED_GAIN = 0.003
+"""Each next seed is to widen the predicted front by this share: a search soon knows better than its predictions."""
 
 LAST_COPIES_S = 5.0
 """How long a search that was ended goes on telling the tracking server of its trials; ``--resume`` tells the rest."""
@@ -714,12 +717,14 @@ def _latency(
 def _proposer(
     setting: Setting, problem: Problem, predicted: Sensitivity | None, latency: LatencyModel | None
 ) -> Proposer:
-    """Uniform policies first, then some that trace the predicted front (:data:`PREDICTED_SEEDS`, one a layer, or half
-    of what the budget has left), then the sampler's."""
-    count = min(PREDICTED_SEEDS, len(problem.choices), (setting.job.budget.trials - len(setting.space.seeds)) // 2)
+    """Uniform policies first, then some that trace the predicted front (:data:`PREDICTED_SEEDS` at most, or half of
+    what the budget has left), then the sampler's."""
+    count = min(PREDICTED_SEEDS, (setting.job.budget.trials - len(setting.space.seeds)) // 2)
     times = latency.layer_times(setting.candidates, problem.complete) if predicted and latency else None
     profile = setting.profile
-    traced = knapsack_seeds(setting.candidates, predicted, profile, count, times) if predicted and count > 0 else []
+    traced = []
+    if predicted and count > 0:
+        traced = knapsack_seeds(setting.candidates, predicted, profile, count, times, SEED_GAIN)
     named = [
         (f"predicted front {number}", {name: seed[name] for name in problem.choices})
         for number, seed in enumerate(traced, start=1)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtr
 
 from autoq.numerics.pareto import non_dominated
 from autoq.numerics.surrogate import Agreement, Codes, Scales, Surrogate, indicators
@@ -40,6 +41,10 @@ _RANDOM = 8
 _DIRECTIONS = 128
 _SAMPLES = 32
 _FINALISTS = 32
+
+_UNLIKELY = 0.05  # a point that so likely keeps the constraints is not proposed while there are others
+
+_FLOOR = (0.1, 0.02)  # of a parameter's largest proxy, and of the mean of all
 
 
 class Space:
@@ -66,7 +71,20 @@ class Space:
         if self.unit is None:
             return np.zeros((len(codes), 1))
         total = self.unit[np.arange(len(self.sizes)), codes, loss].sum(axis=1)
-        return np.stack([total, np.sqrt(total), np.log(total + 1e-3)], axis=1)
+        return np.stack([total, np.sqrt(total)], axis=1)
+
+    def openness(self, loss: int) -> Array | None:
+        """``[L, S]``: how uncertain is, beforehand, what each choice adds to a loss, as shares of all there is.
+
+        A proxy errs in proportion: of a choice that is believed to add much, more is open. Shares are proportional to
+        the proxy (not to its square, which trusts small ones more than they deserve), with a floor.
+        """
+        if self.unit is None:
+            return None
+        own = self.unit[:, :, loss]
+        own = own + _FLOOR[0] * own.max(axis=1, keepdims=True) + _FLOOR[1] / len(own)
+        counted = np.where(self.beyond, 0.0, own).sum(axis=1) / self.sizes
+        return np.asarray(np.where(self.beyond, 0.0, own) / counted.sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +97,7 @@ class Learned:
     losses: Array
     models: tuple[Surrogate, ...]
     feasibility: Surrogate | None
+    agreement: Sequence[Agreement]
 
     @property
     def scales(self) -> tuple[Scales, ...]:
@@ -102,14 +121,15 @@ def learn(
     first of these points, saves comparing them again.
     """
     clipped = _clipped(losses, reference)
-    known = (before.codes, before.models[0].agreement) if before is not None else None
-    agreement = Agreement.among(codes, known)
+    count = losses.shape[1]
+    # The last is for whether constraints are kept.
+    openness = [*map(space.openness, range(count)), None]
+    agreement = Agreement.among(codes, openness, None if before is None else (before.codes, before.agreement))
 
     def fitted(features: Array, values: Array, index: int) -> Surrogate:
         given = scales[index] if scales is not None and index < len(scales) else None
-        return Surrogate(codes, features, values, agreement=agreement, scales=given)
+        return Surrogate(codes, features, values, openness=openness[index], agreement=agreement[index], scales=given)
 
-    count = losses.shape[1]
     models = tuple(fitted(space.features(codes, j), clipped[:, j], j) for j in range(count))
     feasibility = None
     if (violations > 0).any() and (violations <= 0).any():
@@ -117,7 +137,7 @@ def learn(
     broken = violations > 0
     # What breaks a constraint is on no front.
     counted = np.where(broken[:, None], np.maximum(clipped, reference), clipped)
-    return Learned(space, reference, codes, counted, models, feasibility)
+    return Learned(space, reference, codes, counted, models, feasibility, agreement)
 
 
 def propose(learned: Learned, pending: Codes, taken: set[bytes], rng: np.random.Generator) -> Codes | None:
@@ -130,9 +150,9 @@ def propose(learned: Learned, pending: Codes, taken: set[bytes], rng: np.random.
     if not len(pool):
         return None
     points = np.concatenate([pool, pending.reshape(-1, pool.shape[1])]).astype(np.int16)
-    agreement = Agreement.between(points, learned.codes)
+    agreement = Agreement.several(points, learned.codes, [model.openness for model in learned.models])
     predicted = [
-        model.predict(points, learned.space.features(points, j), agreement=agreement)
+        model.predict(points, learned.space.features(points, j), agreement=agreement[j], believed=len(pending))
         for j, model in enumerate(learned.models)
     ]
     mean, spread = (np.stack(columns, axis=1) for columns in zip(*predicted, strict=True))
@@ -144,10 +164,11 @@ def propose(learned: Learned, pending: Codes, taken: set[bytes], rng: np.random.
         span = np.where(np.ptp(known, axis=0) > 0, np.ptp(known, axis=0), 1.0)
         gain = -np.maximum((mean - spread - learned.reference) / span, 0.0).sum(axis=1)
     if learned.feasibility is not None:
-        features = np.zeros((len(pool), 1))
-        broken, _ = learned.feasibility.predict(pool, features)
-        likely = np.clip(1 - broken, 0.01, 1)
+        broken, doubt = learned.feasibility.predict(pool, np.zeros((len(pool), 1)))
+        likely = np.maximum(ndtr((0.5 - broken) / doubt), 1e-6)
         gain = np.where(gain > 0, gain * likely, gain / likely)
+        if (likely >= _UNLIKELY).any():
+            gain[likely < _UNLIKELY] = -np.inf
     return np.asarray(pool[int(gain.argmax())])
 
 

@@ -3,7 +3,9 @@
 Sizes add exactly, modelled latencies and noise powers add by model; so the best policy at each trade-off is a
 multiple-choice knapsack. Its Lagrangian splits into one choice a layer: for prices of a byte and of a unit of time,
 each layer takes the scheme of least ``noise + price_of_size * size + price_of_time * time`` (Everett 1963). A sweep
-over both prices gives every policy on the convex hull of the predicted front.
+over both prices gives every policy on the convex hull of the predicted front. What lies in its dents is found by
+joining layer after layer and dropping what is dominated on the way (Nemhauser and Ullmann 1969), which is exact for a
+few layers; of many it keeps a grid, and of very many the hull alone is dense.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ from autoq.spec.hardware import Profile
 _PRICES = np.concatenate([[0.0], np.logspace(-9, 3, 49)])
 
 _WORTHLESS_NOISE = 0.3
-"""Relative noise power of the outputs at which about a tenth of a metric is lost (docs/benchmarks.md, polish)."""
+"""Summed disturbance of the outputs at which about a tenth of a metric is lost (docs/benchmarks.md, polish)."""
+
+_MOST_JOINED = 64  # layers
+_GRID = 20  # cells for size, and for time: each keeps the join of least noise
 
 _DIRECTIONS = 512
 
@@ -40,10 +45,12 @@ def knapsack_seeds(
     profile: Profile,
     count: int,
     times: LayerTimes | None = None,
+    least_gain: float = 0.0,
 ) -> list[dict[str, Scheme]]:
     """At most ``count`` choices of schemes (layer -> scheme) that trace the predicted front.
 
-    Only layers with a weight of their own appear. Each next one is that which widens the predicted front most.
+    Only layers with a weight of their own appear. Each next one is that which widens the predicted front most; there
+    are no more where it would widen it by less than the share ``least_gain``.
     ``times`` are measured on this machine; without them, the profile's costs serve.
     """
     layers = [entry for entry in candidates if entry.layer.tied_to is None]
@@ -54,18 +61,21 @@ def knapsack_seeds(
     picks, totals = [pick for pick, keep in zip(picks, quantized, strict=True) if keep], totals[quantized]
     return [
         {entry.layer.name: entry.schemes[i] for entry, i in zip(layers, picks[index], strict=True)}
-        for index in _order(totals, _dearest(costs), count)
+        for index in _order(totals, _dearest(costs), count, least_gain)
     ]
 
 
-def predicted_front(costs: Sequence[npt.NDArray[np.float64]], count: int) -> list[tuple[int, ...]]:
+def predicted_front(
+    costs: Sequence[npt.NDArray[np.float64]], count: int, least_gain: float = 0.0
+) -> list[tuple[int, ...]]:
     """At most ``count`` points, a choice for each parameter, that trace the front of three losses that add.
 
     ``costs`` holds ``[choices, 3]`` for each parameter: what each choice adds to a relative noise power and to two
-    other losses; a point with a cost that is not finite is left out. Each next point is the one that adds most.
+    other losses; a point with a cost that is not finite is left out. Each next point is the one that widens the front
+    most, until that is by less than the share ``least_gain``.
     """
     picks, totals = _predicted(costs)
-    return [picks[index] for index in _order(totals, _dearest(costs), count)]
+    return [picks[index] for index in _order(totals, _dearest(costs), count, least_gain)]
 
 
 def proxies(
@@ -121,7 +131,7 @@ def _bytes_of_scales(layer: Layer, spec: WeightSpec | None) -> float:
 
 def _predicted(costs: Sequence[npt.NDArray[np.float64]]) -> tuple[list[tuple[int, ...]], npt.NDArray[np.float64]]:
     """The points that a sweep over prices finds, those of them that are not dominated, with their totals ``[n, 3]``."""
-    picks = _sweep(costs)
+    picks = list(dict.fromkeys([*_sweep(costs), *(_joins(costs) if len(costs) <= _MOST_JOINED else [])]))
     totals = np.array([np.sum([c[i] for c, i in zip(costs, pick, strict=True)], axis=0) for pick in picks])
     usable = np.flatnonzero(np.isfinite(totals).all(axis=1))
     front = usable[non_dominated(totals[usable])] if len(usable) else usable
@@ -142,17 +152,38 @@ def _sweep(costs: Sequence[npt.NDArray[np.float64]]) -> list[tuple[int, ...]]:
     return list(found)
 
 
+def _joins(costs: Sequence[npt.NDArray[np.float64]]) -> list[tuple[int, ...]]:
+    """What is left of all choices when layer is joined to layer, and only what is not dominated is kept, or a grid."""
+    picks, totals = np.zeros((1, 0), np.intp), np.zeros((1, 3))
+    for cost in costs:
+        usable = np.flatnonzero(np.isfinite(cost).all(axis=1))
+        joined = (totals[:, None] + cost[usable]).reshape(-1, 3)
+        chosen = np.concatenate([np.repeat(picks, len(usable), axis=0), np.tile(usable, len(picks))[:, None]], axis=1)
+        kept = np.flatnonzero(non_dominated(joined))
+        if len(kept) > _GRID**2:
+            logs = np.log10(joined[kept, 1:] + joined[kept, 1:].max(axis=0) * 1e-3 + 1e-30)
+            span = np.maximum(np.ptp(logs, axis=0), 1e-12)
+            cells = np.minimum((logs - logs.min(axis=0)) / span * _GRID, _GRID - 1).astype(int) @ [_GRID, 1]
+            by_noise = np.argsort(joined[kept, 0], kind="stable")
+            kept = kept[by_noise[np.unique(cells[by_noise], return_index=True)[1]]]
+        picks, totals = chosen[kept], joined[kept]
+    return [tuple(pick) for pick in picks.tolist()]
+
+
 def _dearest(costs: Sequence[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
     """``[3]``: the noise that leaves nothing of a metric, and the other two losses of the dearest point of all."""
     worst = np.sum([np.where(np.isfinite(c), c, 0.0).max(axis=0) for c in costs], axis=0)
     return np.array([_WORTHLESS_NOISE, *worst[1:]])
 
 
-def _order(totals: npt.NDArray[np.float64], dearest: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.intp]:
+def _order(
+    totals: npt.NDArray[np.float64], dearest: npt.NDArray[np.float64], count: int, least_gain: float
+) -> npt.NDArray[np.intp]:
     """Which rows of ``totals`` ``[n, 3]`` to take, the next always the one that widens the predicted front most.
 
     The hypervolume within ``dearest`` is the mean over random directions of the farthest that any point reaches (Zhang
-    and Golovin 2020, lemma 5). Where nothing more is gained, the farthest from those before follows.
+    and Golovin 2020, lemma 5). Where no gain is too small and nothing more is gained, or where nothing is worth
+    anything, the farthest from those before follows.
     """
     directions = np.abs(np.random.default_rng(0).normal(size=(_DIRECTIONS, 3)))
     inverse = np.linalg.norm(directions, axis=1, keepdims=True) / directions
@@ -163,11 +194,11 @@ def _order(totals: npt.NDArray[np.float64], dearest: npt.NDArray[np.float64], co
     while len(order) < min(count, len(totals)):
         gains = np.maximum(reached - now, 0.0).mean(axis=1)
         best = int(np.argmax(gains))
-        if gains[best] <= 1e-6:
+        if gains[best] <= max(1e-6, least_gain * now.mean()):
             break
         order.append(best)
         now = np.maximum(now, reached[best])
-    return _spread(totals, order, count)
+    return np.array(order) if order and least_gain else _spread(totals, order, count)
 
 
 def _spread(totals: npt.NDArray[np.float64], order: list[int], count: int) -> npt.NDArray[np.intp]:

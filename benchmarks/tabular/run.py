@@ -30,7 +30,7 @@ from table import MADE_UP, MEASURED, Table, load
 
 from autoq.core.policy import Policy
 from autoq.numerics.pareto import non_dominated
-from autoq.pipeline import PREDICTED_SEEDS
+from autoq.pipeline import PREDICTED_SEEDS, SEED_GAIN
 from autoq.search.proposer import Proposer
 from autoq.search.seeds import predicted_front
 
@@ -46,7 +46,7 @@ def proposer(table: Table, sampler: str, seed: int, seeds: int) -> Proposer:
     if own:
         named += [
             (f"predicted {n}", dict(zip(table.groups, (table.schemes[i] for i in point), strict=True)))
-            for n, point in enumerate(predicted_front(list(table.proxies), min(seeds, len(table.groups))))
+            for n, point in enumerate(predicted_front(list(table.proxies), seeds, SEED_GAIN))
         ]
     return Proposer(
         dict.fromkeys(table.groups, table.schemes),

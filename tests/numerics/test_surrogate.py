@@ -14,46 +14,65 @@ def points(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return codes, rng.normal(size=(count, 2)), rng.normal(size=count)
 
 
-def covariance(a: np.ndarray, fa: np.ndarray, b: np.ndarray, fb: np.ndarray) -> np.ndarray:
+def shares(seed: int = 5) -> np.ndarray:
+    """How open the choices are: 5 parameters of 3 choices, on average 1 / 5."""
+    found = np.random.default_rng(seed).uniform(0.1, 1.0, (5, 3))
+    return np.asarray(found / found.mean(axis=1).sum())
+
+
+EVEN = np.full((5, 3), 0.2)
+EITHER = pytest.mark.parametrize("openness", [None, shares()], ids=["all alike", "by the choice"])
+
+
+def covariance(
+    a: np.ndarray, fa: np.ndarray, b: np.ndarray, fb: np.ndarray, openness: np.ndarray | None = None
+) -> np.ndarray:
     """The formula of the module's docstring, one pair of points at a time."""
+    share = EVEN if openness is None else openness
     out = np.zeros((len(a), len(b)))
     for i, x in enumerate(a):
         for j, y in enumerate(b):
             same = x == y
-            out[i, j] = 10 * (1 + fa[i] @ fb[j])
-            out[i, j] += 1.0 * same.mean() + 0.25 * (same[1:] & same[:-1]).mean() + 0.09 * np.exp(4 * (same.mean() - 1))
+            out[i, j] = 10 * (1 + fa[i, 0] * fb[j, 0] + 0.05 * fa[i, 1] * fb[j, 1])
+            out[i, j] += 1.0 * share[np.arange(5), x][same].sum()
+            out[i, j] += 0.25 * (same[1:] & same[:-1]).mean() + 0.09 * np.exp(4 * (same.mean() - 1))
     return out
 
 
-def test_predictions_are_those_of_the_process() -> None:
+@EITHER
+def test_predictions_are_those_of_the_process(openness: np.ndarray | None) -> None:
     codes, features, values = points(12)
     new, new_features, _ = points(6, seed=1)
-    model = Surrogate(codes, features, values, scales=SCALES)
+    model = Surrogate(codes, features, values, openness=openness, scales=SCALES)
     mean, spread = model.predict(new, new_features)
 
     centre, unit = features.mean(axis=0), features.std(axis=0)
     fa, fb = (new_features - centre) / unit, (features - centre) / unit
-    inverse = np.linalg.inv(covariance(codes, fb, codes, fb) + (0.01 + 1e-9) * np.eye(12))
-    cross = covariance(new, fa, codes, fb)
+    inverse = np.linalg.inv(covariance(codes, fb, codes, fb, openness) + (0.01 + 1e-9) * np.eye(12))
+    cross = covariance(new, fa, codes, fb, openness)
     expected = values.mean() + values.std() * cross @ inverse @ ((values - values.mean()) / values.std())
-    variance = np.diagonal(covariance(new, fa, new, fa) - cross @ inverse @ cross.T)
-    np.testing.assert_allclose(mean, expected, rtol=1e-6)
-    np.testing.assert_allclose(spread, values.std() * np.sqrt(variance), rtol=1e-5)
+    variance = np.diagonal(covariance(new, fa, new, fa, openness) - cross @ inverse @ cross.T)
+    np.testing.assert_allclose(mean, expected, rtol=1e-5)
+    np.testing.assert_allclose(spread, values.std() * np.sqrt(variance), rtol=1e-4)
 
 
-def test_draws_have_the_mean_and_the_spread_of_the_posterior() -> None:
+@EITHER
+def test_draws_have_the_mean_and_the_spread_of_the_posterior(openness: np.ndarray | None) -> None:
     codes, features, values = points(20)
-    model = Surrogate(codes, features, values, scales=SCALES)
+    share = EVEN if openness is None else openness
+    model = Surrogate(codes, features, values, openness=openness, scales=SCALES)
     draws = model.draw_additive(indicators(codes, np.array([3] * 5)), 20_000, np.random.default_rng(0))
     centre, unit = features.mean(axis=0), features.std(axis=0)
     standard = (features - centre) / unit
-    inverse = np.linalg.inv(covariance(codes, standard, codes, standard) + (0.01 + 1e-9) * np.eye(20))
+    inverse = np.linalg.inv(covariance(codes, standard, codes, standard, openness) + (0.01 + 1e-9) * np.eye(20))
     targets = (values - values.mean()) / values.std()
     for layer in range(5):
         for choice in range(3):
-            has = 0.2 * (codes[:, layer] == choice)  # covariance of this weight with each measured value
+            has = share[layer, choice] * (
+                codes[:, layer] == choice
+            )  # covariance of this weight with each measured value
             assert draws[:, layer, choice].mean() == pytest.approx(values.std() * has @ inverse @ targets, abs=0.02)
-            variance = 0.2 - has @ inverse @ has
+            variance = share[layer, choice] - has @ inverse @ has
             assert draws[:, layer, choice].std() == pytest.approx(values.std() * np.sqrt(variance), rel=0.03)
 
 
@@ -77,6 +96,21 @@ def test_agreement_counts_single_parameters_and_neighbours() -> None:
     found = Agreement.between(a, b)
     np.testing.assert_allclose(found.single, [[1, 0.75, 0.5]])
     np.testing.assert_allclose(found.pairs, [[1, 1 / 3, 1 / 3]])
+
+
+def test_agreement_is_weighed_and_extended() -> None:
+    codes, _, _ = points(9)
+    by_choice = shares()
+    even, weighed = Agreement.among(codes, [None, by_choice])
+    expected = [[by_choice[np.arange(5), x][x == y].sum() for y in codes] for x in codes]
+    np.testing.assert_allclose(weighed.single, expected, rtol=1e-6)
+    np.testing.assert_array_equal(weighed.pairs, even.pairs)
+    early = Agreement.among(codes[:5], [None, by_choice])
+    for whole, grown in zip(
+        (even, weighed), Agreement.among(codes, [None, by_choice], (codes[:5], early)), strict=True
+    ):
+        for name in ("single", "pairs", "smooth"):
+            np.testing.assert_allclose(getattr(grown, name), getattr(whole, name), rtol=1e-6)
 
 
 def test_what_does_not_fit_is_refused() -> None:

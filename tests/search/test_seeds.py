@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from autoq.core.layer import Layer
 from autoq.core.policy import Policy
 from autoq.core.scheme import FLOAT32, Scheme
-from autoq.numerics.pareto import hypervolume
+from autoq.numerics.pareto import hypervolume, non_dominated
 from autoq.search.candidates import Candidates
 from autoq.search.seeds import knapsack_seeds, predicted_front
 from autoq.search.sensitivity import Sensitivity, disturbance, noise_power, probe_rows, probes, sensitivity
@@ -88,8 +88,8 @@ def test_the_ends_of_the_front_are_among_the_seeds() -> None:
 
 
 def test_the_sensitive_layer_keeps_more_bits() -> None:
-    entries, table = problem([(1e-6, 1e-5, 1e-4), (1e-6, 1.0, 1e-4)])
-    seeds = knapsack_seeds(entries, table, PROFILE, 50)
+    entries, table = problem([(1e-6, 1e-5, 1e-4), (1e-6, 0.2, 1e-4)])
+    seeds = knapsack_seeds(entries, table, PROFILE, 50, least_gain=0.003)
     # A layer that tolerates 4 bits has them before one that does not.
     at_four = [seed for seed in seeds if seed["l1"].weight_bits == 4]
     assert at_four
@@ -161,6 +161,30 @@ def test_each_next_point_widens_the_predicted_front_most() -> None:
     for count in range(1, 5):
         best = max(hypervolume([losses[p] for p in (*points[: count - 1], other)], reference) for other in every)
         assert hypervolume([losses[p] for p in points[:count]], reference) > 0.93 * best
+
+
+def test_no_seed_is_in_a_dent_that_brute_force_finds_and_none_adds_too_little() -> None:
+    """Unlike the hull alone, the joins have every point of a small front; and a share of gain ends the list."""
+    rng = np.random.default_rng(4)
+    costs = [rng.uniform(0.0, [0.02, 1.0, 1.0], (3, 3)) for _ in range(4)]
+    every = list(itertools.product(range(3), repeat=4))
+    losses = np.array([sum(cost[i] for cost, i in zip(costs, point, strict=True)) for point in every])
+    front = {point for point, keep in zip(every, non_dominated(losses), strict=True) if keep}
+    assert set(predicted_front(costs, len(every))) == front
+    few = predicted_front(costs, len(every), 0.01)
+    assert 1 < len(few) < len(front)
+    assert few == predicted_front(costs, len(few))
+    reference = np.array([0.3, *np.sum([cost[:, 1:].max(axis=0) for cost in costs], axis=0)])
+    volumes = [hypervolume(losses[[every.index(p) for p in few[:k]]], reference) for k in range(1, len(few) + 1)]
+    assert all(later > 1.005 * before for before, later in itertools.pairwise(volumes))
+
+
+def test_joins_of_many_layers_keep_a_grid_and_near_enough_the_front() -> None:
+    rng = np.random.default_rng(5)
+    falling = np.array([[0.0, 8.0, 3.0], [0.001, 4.0, 2.0], [0.004, 2.0, 1.5], [0.02, 1.0, 1.0]])
+    costs = [falling * rng.uniform(0.3, 3, (4, 3)) for _ in range(30)]
+    points = predicted_front(costs, 12)
+    assert len(set(points)) == 12
 
 
 def test_points_beyond_all_worth_are_spread_all_the_same() -> None:
