@@ -28,7 +28,7 @@ from autoq.numerics.surrogate import Agreement, Codes, Scales, Surrogate, indica
 
 Array = npt.NDArray[np.float64]
 
-MOST_POINTS = 384
+MOST_POINTS = 256
 """Old measured points that a surrogate is fitted to: of more, the nearest to the front. New ones are all of use."""
 
 _WEEDING = 32
