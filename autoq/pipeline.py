@@ -64,7 +64,7 @@ from autoq.search.polish_point import PolishWork
 from autoq.search.problem import Problem
 from autoq.search.proposer import Proposer
 from autoq.search.ranking import proxy_truths
-from autoq.search.seeds import knapsack_seeds, proxies
+from autoq.search.seeds import Seed, opening_seeds, proxies
 from autoq.search.sensitivity import (
     Probe,
     Sensitivity,
@@ -84,9 +84,6 @@ from autoq.spec.space import Space, load_space
 
 PREDICTED_SEEDS = 24
 """Seeds from the predicted front, at most."""
-
-SEED_GAIN = 0.003
-"""Each next seed is to widen the predicted front by this share: a search soon knows better than its predictions."""
 
 LAST_COPIES_S = 5.0
 """How long a search that was ended goes on telling the tracking server of its trials; ``--resume`` tells the rest."""
@@ -717,23 +714,24 @@ def _latency(
 def _proposer(
     setting: Setting, problem: Problem, predicted: Sensitivity | None, latency: LatencyModel | None
 ) -> Proposer:
-    """Uniform policies first, then some that trace the predicted front (:data:`PREDICTED_SEEDS` at most, or half of
-    what the budget has left), then the sampler's."""
-    count = min(PREDICTED_SEEDS, (setting.job.budget.trials - len(setting.space.seeds)) // 2)
+    """First what is predicted to trace the front: uniform policies, and at most :data:`PREDICTED_SEEDS` others or half
+    of the budget. Then the sampler's, with the other uniform policies among them. Without predictions, all of these
+    come first."""
+    uniform = problem.uniform_seeds()
+    count = min(PREDICTED_SEEDS, (setting.job.budget.trials - len(uniform)) // 2)
     times = latency.layer_times(setting.candidates, problem.complete) if predicted and latency else None
     profile = setting.profile
-    traced = []
-    if predicted and count > 0:
-        traced = knapsack_seeds(setting.candidates, predicted, profile, count, times, SEED_GAIN)
-    named = [
-        (f"predicted front {number}", {name: seed[name] for name in problem.choices})
-        for number, seed in enumerate(traced, start=1)
-    ]
+    first: list[Seed] = uniform
+    later: list[Seed] = []
+    if predicted:
+        found, later = opening_seeds(setting.candidates, predicted, profile, uniform, max(count, 0), times)
+        first = [(name, {layer: seed[layer] for layer in problem.choices}) for name, seed in found]
     believed = proxies(setting.candidates, predicted, profile, setting.job.objectives, times) if predicted else None
     return Proposer(
         problem.choices,
         problem.complete,
-        seeds=[*problem.uniform_seeds(), *named],
+        seeds=first,
+        later=later,
         objectives=len(setting.job.objectives),
         sampler=setting.job.search.sampler,
         seed=setting.job.seed,
@@ -898,7 +896,7 @@ def _notes(setting: Setting, search: Search, truths: Sequence[ProxyTruth]) -> tu
     if untried:
         notes.append(
             f"the search ended before {len(untried)} of its {len(seeds)} uniform seeds were tried: "
-            f"{', '.join(untried)}; a larger budget begins with them"
+            f"{', '.join(untried)}; a larger budget has them"
         )
     if truths:
         ranks = ", ".join(map(rank_text, truths))

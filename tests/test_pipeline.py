@@ -276,7 +276,7 @@ def test_a_budget_below_the_seeds_says_which_were_left_out(job: Path, uri: str, 
     assert len(result.trials) == 2 and result.front.points and result.front.stop_reason == "trials"
     (note,) = [note for note in result.front.notes if "seeds" in note]
     tried = [trial.origin.removeprefix("seed:") for trial in result.trials]
-    assert note.startswith("the search ended before ") and "a larger budget begins with them" in note
+    assert note.startswith("the search ended before ") and "a larger budget has them" in note
     listed = note.split("were tried: ")[1].split(";")[0].split(", ")
     assert listed and not set(listed) & set(tried)
     assert f"{len(listed)} of its {len(listed) + len(tried)} uniform seeds" in note

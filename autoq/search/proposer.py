@@ -9,6 +9,7 @@ the same job and seed, whatever evaluates them. What was *measured* goes into an
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -41,8 +42,9 @@ class Proposer:
     """Asks Optuna for policies over per-layer categorical choices; never gives the same policy twice.
 
     ``choices`` maps each free layer to its schemes. ``complete`` turns the free choices into a canonical policy of all
-    layers. ``seeds`` are proposed first, in order. ``proxies`` and ``reference`` are for the sampler ``"front"``: what
-    each of a layer's schemes is believed to add to each loss, and the losses beyond which a candidate is worth nothing.
+    layers. ``seeds`` are proposed first, in order, and then one of ``later`` each time that is asked. ``proxies`` and
+    ``reference`` are for the sampler ``"front"``: what each of a layer's schemes is believed to add to each loss, and
+    the losses beyond which a candidate is worth nothing.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Proposer:
         objectives: int,
         sampler: SamplerName,
         seed: int,
+        later: Sequence[tuple[str, Mapping[str, Scheme]]] = (),
         proxies: Mapping[str, Sequence[Sequence[float]]] | None = None,
         reference: Sequence[float] | None = None,
     ) -> None:
@@ -69,22 +72,25 @@ class Proposer:
         self._known: dict[Policy, tuple[tuple[float, ...], float] | None] = {}
         self._asked: set[Policy] = set()
         self._open: dict[int, optuna.Trial] = {}
-        self._seeds = [(name, {layer: str(scheme) for layer, scheme in choice.items()}) for name, choice in seeds]
-        for _, texts in self._seeds:
-            self._study.enqueue_trial(texts)
-        self._seed_of = {number: name for number, (name, _) in enumerate(self._seeds)}
+        self._queue: deque[str] = deque()  # the names of the seeds that Optuna has in its own queue
+        self._later = deque(later)
+        for name, choice in seeds:
+            self._enqueue(name, choice)
 
     def ask(self, count: int) -> list[Proposal]:
         """Up to ``count`` new policies; fewer, in the end none, when the space holds no more."""
         proposals: list[Proposal] = []
         misses = 0
+        if self._later and not self._queue:
+            self._enqueue(*self._later.popleft())
         while len(proposals) < count and misses < 200:
+            seed = self._queue.popleft() if self._queue else None
             trial = self._study.ask(self._space)
             policy = self._policy(trial.params)
             if policy in self._asked:
                 misses += 1
                 self._tell_known(trial, policy)
-                if trial.number in self._seed_of:
+                if seed is not None:
                     continue
                 policy_or_none = self._neighbour(trial.params)
                 if policy_or_none is None:
@@ -94,7 +100,6 @@ class Proposer:
                 trial = self._study.ask(self._space)
             self._asked.add(policy)
             self._open[trial.number] = trial
-            seed = self._seed_of.get(trial.number)
             origin = f"seed:{seed}" if seed else f"sampler:{self._name}"
             proposals.append(Proposal(policy=policy, origin=origin, handle=trial.number))
         return proposals
@@ -111,6 +116,10 @@ class Proposer:
         else:
             trial.set_constraint("constraints", known[1])
             self._study.tell(trial, list(known[0]))
+
+    def _enqueue(self, name: str, choice: Mapping[str, Scheme]) -> None:
+        self._study.enqueue_trial({layer: str(scheme) for layer, scheme in choice.items()})
+        self._queue.append(name)
 
     def _policy(self, texts: Mapping[str, str]) -> Policy:
         return self._complete({name: self._by_text[name][texts[name]] for name in self._by_text})

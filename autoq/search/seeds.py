@@ -10,6 +10,7 @@ few layers; of many it keeps a grid, and of very many the hull alone is dense.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -28,6 +29,9 @@ _PRICES = np.concatenate([[0.0], np.logspace(-9, 3, 49)])
 _WORTHLESS_NOISE = 0.3
 """Summed disturbance of the outputs at which about a tenth of a metric is lost (docs/benchmarks.md, polish)."""
 
+LEAST_GAIN = 0.003
+"""Each next seed is to widen the predicted front by this share: a search soon knows better than its predictions."""
+
 _MOST_JOINED = 64  # layers
 _GRID = 20  # cells for size, and for time: each keeps the join of least noise
 
@@ -39,18 +43,72 @@ LayerTimes = Mapping[tuple[str, Scheme], float]
 """What each scheme of each layer adds to a whole latency (:meth:`autoq.search.latency.LatencyModel.layer_times`)."""
 
 
+Seed = tuple[str, dict[str, Scheme]]
+"""What a seed is called, and layer -> scheme."""
+
+
+def opening_seeds(
+    candidates: Sequence[Candidates],
+    table: Sensitivity,
+    profile: Profile,
+    uniform: Sequence[Seed],
+    count: int,
+    times: LayerTimes | None = None,
+) -> tuple[list[Seed], list[Seed]]:
+    """What a search begins with, and which of the ``uniform`` seeds are to come later, one by one.
+
+    It begins with what is predicted to widen the front by a share of :data:`LEAST_GAIN`, best first: uniform seeds, and
+    at most ``count`` others. ``times`` as in :func:`knapsack_seeds`.
+    """
+    layers = [entry for entry in candidates if entry.layer.tied_to is None]
+    given = [tuple(entry.schemes.index(seed.get(entry.layer.name, entry.schemes[0])) for entry in layers)
+             for _, seed in uniform]  # fmt: skip
+    fixed = [tuple(entry.schemes[i] == FLOAT32 for i in range(len(entry.schemes))) for entry in layers]
+    first, later = opening([_costs(entry, table, profile, times) for entry in layers], given, count, fixed)
+    names = {pick: name for pick, (name, _) in reversed(list(zip(given, uniform, strict=True)))}
+    numbers = itertools.count(1)
+    seeds = [
+        (
+            names.get(pick) or f"predicted front {next(numbers)}",
+            {entry.layer.name: entry.schemes[i] for entry, i in zip(layers, pick, strict=True)},
+        )
+        for pick in first
+    ]
+    return seeds, [uniform[index] for index in later]
+
+
+def opening(
+    costs: Sequence[npt.NDArray[np.float64]],
+    given: Sequence[tuple[int, ...]],
+    count: int,
+    baseline: Sequence[Sequence[bool]] | None = None,
+) -> tuple[list[tuple[int, ...]], list[int]]:
+    """Which points to begin with, of ``given`` ones and at most ``count`` of the predicted front; indices of those that
+    are left of ``given``. ``costs`` as in :func:`predicted_front`; ``baseline`` marks choices that change nothing.
+    """
+    found, _ = _predicted(costs)
+    if baseline is not None:
+        found = [pick for pick in found if not all(marks[i] for marks, i in zip(baseline, pick, strict=True))]
+    picks = list(dict.fromkeys([*given, *found]))
+    totals = np.array([np.sum([c[i] for c, i in zip(costs, pick, strict=True)], axis=0) for pick in picks])
+    usable = np.flatnonzero(np.isfinite(totals).all(axis=1))
+    order = usable[_order(totals[usable], _dearest(costs), len(given) + count, LEAST_GAIN)]
+    ranked, own = [picks[index] for index in order], set(given)
+    more = [pick for pick in ranked if pick not in own][:count]
+    first = [pick for pick in ranked if pick in own or pick in more]
+    return first, [index for index, pick in enumerate(given) if pick not in first]
+
+
 def knapsack_seeds(
     candidates: Sequence[Candidates],
     table: Sensitivity,
     profile: Profile,
     count: int,
     times: LayerTimes | None = None,
-    least_gain: float = 0.0,
 ) -> list[dict[str, Scheme]]:
     """At most ``count`` choices of schemes (layer -> scheme) that trace the predicted front.
 
-    Only layers with a weight of their own appear. Each next one is that which widens the predicted front most; there
-    are no more where it would widen it by less than the share ``least_gain``.
+    Only layers with a weight of their own appear. Each next one is that which widens the predicted front most.
     ``times`` are measured on this machine; without them, the profile's costs serve.
     """
     layers = [entry for entry in candidates if entry.layer.tied_to is None]
@@ -61,21 +119,19 @@ def knapsack_seeds(
     picks, totals = [pick for pick, keep in zip(picks, quantized, strict=True) if keep], totals[quantized]
     return [
         {entry.layer.name: entry.schemes[i] for entry, i in zip(layers, picks[index], strict=True)}
-        for index in _order(totals, _dearest(costs), count, least_gain)
+        for index in _order(totals, _dearest(costs), count)
     ]
 
 
-def predicted_front(
-    costs: Sequence[npt.NDArray[np.float64]], count: int, least_gain: float = 0.0
-) -> list[tuple[int, ...]]:
+def predicted_front(costs: Sequence[npt.NDArray[np.float64]], count: int) -> list[tuple[int, ...]]:
     """At most ``count`` points, a choice for each parameter, that trace the front of three losses that add.
 
     ``costs`` holds ``[choices, 3]`` for each parameter: what each choice adds to a relative noise power and to two
     other losses; a point with a cost that is not finite is left out. Each next point is the one that widens the front
-    most, until that is by less than the share ``least_gain``.
+    most.
     """
     picks, totals = _predicted(costs)
-    return [picks[index] for index in _order(totals, _dearest(costs), count, least_gain)]
+    return [picks[index] for index in _order(totals, _dearest(costs), count)]
 
 
 def proxies(
@@ -177,7 +233,7 @@ def _dearest(costs: Sequence[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64
 
 
 def _order(
-    totals: npt.NDArray[np.float64], dearest: npt.NDArray[np.float64], count: int, least_gain: float
+    totals: npt.NDArray[np.float64], dearest: npt.NDArray[np.float64], count: int, least_gain: float = 0.0
 ) -> npt.NDArray[np.intp]:
     """Which rows of ``totals`` ``[n, 3]`` to take, the next always the one that widens the predicted front most.
 

@@ -2,10 +2,11 @@
 
     python benchmarks/tabular/run.py [--tables resnet20 digits made-up-0] [--seeds 20] [--batch 8]
 
-All begin with the uniform policies. ``front`` then has the points of the predicted front and the sampler's own, as a
-search with ``search.sampler: front`` has them; ``tpe``, ``nsga2`` and ``random`` go on with Optuna's. ``knapsack``
-takes the predicted front's points one after the other and nothing else: an integer program on the proxies, which
-learns from no measurement. ``tpe+``, ``nsga2+`` and ``random+`` are Optuna's after the same predicted seeds as ours.
+``front`` begins with what is predicted to widen the front most, uniform policies among it, as a search with
+``search.sampler: front`` does; ``tpe``, ``nsga2`` and ``random`` begin with the uniform policies and go on with
+Optuna's. ``knapsack`` takes the uniform policies and the predicted front's points one after the other and nothing else:
+an integer program on the proxies, which learns from no measurement. ``tpe+``, ``nsga2+`` and ``random+`` are Optuna's
+after the same seeds as ours.
 ``--batch`` proposals are out at once (a search has 8).
 
 What is printed is the hypervolume (the search's own reference: 10 % of the metric lost, float32's latency and size)
@@ -30,9 +31,9 @@ from table import MADE_UP, MEASURED, Table, load
 
 from autoq.core.policy import Policy
 from autoq.numerics.pareto import non_dominated
-from autoq.pipeline import PREDICTED_SEEDS, SEED_GAIN
+from autoq.pipeline import PREDICTED_SEEDS
 from autoq.search.proposer import Proposer
-from autoq.search.seeds import predicted_front
+from autoq.search.seeds import opening, predicted_front
 
 OTHERS = ("tpe", "nsga2", "random", "knapsack", "tpe+", "nsga2+", "random+")
 SHARES = (0.01, 0.02, 0.05)
@@ -40,18 +41,22 @@ BUDGETS = (10, 20)
 
 
 def proposer(table: Table, sampler: str, seed: int, seeds: int) -> Proposer:
-    """As the pipeline makes it: ``seeds`` points of the predicted front, after the uniform ones."""
+    """As the pipeline makes it: with at most ``seeds`` points of the predicted front."""
     named = [(str(scheme), dict.fromkeys(table.groups, scheme)) for scheme in table.schemes]
-    own = sampler == "front" or sampler.endswith("+")
-    if own:
-        named += [
-            (f"predicted {n}", dict(zip(table.groups, (table.schemes[i] for i in point), strict=True)))
-            for n, point in enumerate(predicted_front(list(table.proxies), seeds, SEED_GAIN))
+    first, later = named, []
+    if sampler == "front" or sampler.endswith("+"):
+        uniform = [(i,) * len(table.groups) for i in range(len(table.schemes))]
+        points, left = opening(list(table.proxies), uniform, seeds)
+        first = [
+            (f"seed {n}", dict(zip(table.groups, (table.schemes[i] for i in point), strict=True)))
+            for n, point in enumerate(points)
         ]
+        later = [named[index] for index in left]
     return Proposer(
         dict.fromkeys(table.groups, table.schemes),
         Policy.of,
-        seeds=named,
+        seeds=first,
+        later=later,
         objectives=table.losses.shape[1],
         sampler=sampler.removesuffix("+"),  # type: ignore[arg-type]
         seed=seed,

@@ -59,12 +59,8 @@ def load(name: str) -> Table:
         return made_up(MADE_UP.index(name), noisy=name.endswith("noisy"))
     with np.load(HERE / f"{name}.npz", allow_pickle=False) as data:
         about = json.loads(str(data["about"]))
-        metric, final, size = about["float32"]
-        scores, both = data["metric_search"].astype(np.float64), data["metric_final"].astype(np.float64)
-        if np.isfinite(both).all():  # then each half has its say: the fewer rows, the more of a front is luck
-            share = np.array(about["rows"]) / sum(about["rows"])
-            scores, metric = share @ [scores, both], share @ [metric, final]
-        losses = np.stack([-scores, data["latency_ratio"], data["size_bytes"]], axis=1)
+        metric, _, size = about["float32"]
+        losses = np.stack([-data["metric_search"], data["latency_ratio"], data["size_bytes"]], axis=1)
         return Table(
             name=name,
             groups=tuple(data["groups"].tolist()),

@@ -16,7 +16,7 @@ from autoq.core.policy import Policy
 from autoq.core.scheme import FLOAT32, Scheme
 from autoq.numerics.pareto import hypervolume, non_dominated
 from autoq.search.candidates import Candidates
-from autoq.search.seeds import knapsack_seeds, predicted_front
+from autoq.search.seeds import knapsack_seeds, opening, opening_seeds, predicted_front
 from autoq.search.sensitivity import Sensitivity, disturbance, noise_power, probe_rows, probes, sensitivity
 from autoq.spec.hardware import load_profile
 
@@ -89,7 +89,7 @@ def test_the_ends_of_the_front_are_among_the_seeds() -> None:
 
 def test_the_sensitive_layer_keeps_more_bits() -> None:
     entries, table = problem([(1e-6, 1e-5, 1e-4), (1e-6, 0.2, 1e-4)])
-    seeds = knapsack_seeds(entries, table, PROFILE, 50, least_gain=0.003)
+    seeds = [seed for _, seed in opening_seeds(entries, table, PROFILE, [], 50)[0]]
     # A layer that tolerates 4 bits has them before one that does not.
     at_four = [seed for seed in seeds if seed["l1"].weight_bits == 4]
     assert at_four
@@ -171,12 +171,12 @@ def test_no_seed_is_in_a_dent_that_brute_force_finds_and_none_adds_too_little() 
     losses = np.array([sum(cost[i] for cost, i in zip(costs, point, strict=True)) for point in every])
     front = {point for point, keep in zip(every, non_dominated(losses), strict=True) if keep}
     assert set(predicted_front(costs, len(every))) == front
-    few = predicted_front(costs, len(every), 0.01)
-    assert 1 < len(few) < len(front)
+    few, left = opening(costs, [], len(every))
+    assert 1 < len(few) < len(front) and not left
     assert few == predicted_front(costs, len(few))
     reference = np.array([0.3, *np.sum([cost[:, 1:].max(axis=0) for cost in costs], axis=0)])
     volumes = [hypervolume(losses[[every.index(p) for p in few[:k]]], reference) for k in range(1, len(few) + 1)]
-    assert all(later > 1.005 * before for before, later in itertools.pairwise(volumes))
+    assert all(later > 1.001 * before for before, later in itertools.pairwise(volumes))
 
 
 def test_joins_of_many_layers_keep_a_grid_and_near_enough_the_front() -> None:
@@ -185,6 +185,21 @@ def test_joins_of_many_layers_keep_a_grid_and_near_enough_the_front() -> None:
     costs = [falling * rng.uniform(0.3, 3, (4, 3)) for _ in range(30)]
     points = predicted_front(costs, 12)
     assert len(set(points)) == 12
+
+
+def test_uniform_seeds_come_first_where_they_are_worth_it() -> None:
+    entries, table = problem([(1e-6, 1e-5, 1e-4), (1e-6, 0.2, 1e-4)])
+    uniform = [(str(s), {"l0": s, "l1": s}) for s in SCHEMES if s != FLOAT32]
+    first, later = opening_seeds(entries, table, PROFILE, uniform, 3)
+    names = [name for name, _ in first]
+    assert [name for name in names if name.startswith("predicted")] == ["predicted front 1", "predicted front 2"][
+        : sum(name.startswith("predicted") for name in names)
+    ]
+    assert sum(name.startswith("predicted") for name in names) <= 3
+    assert {name for name, _ in later} | set(names) >= {name for name, _ in uniform}
+    assert not {name for name, _ in later} & set(names)
+    for name, seed in first:  # a seed that happens to be uniform has the name of its scheme
+        assert name.startswith("predicted") != (len({str(s) for s in seed.values()}) == 1)
 
 
 def test_points_beyond_all_worth_are_spread_all_the_same() -> None:
