@@ -110,6 +110,33 @@ def test_replaying_what_was_told_gives_the_same_proposals(sampler: str) -> None:
         assert again == whole
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_later_seeds_come_one_each_time_that_is_asked(sampler: str) -> None:
+    problem = two_objectives()
+    uniform = problem.uniform_seeds()
+    assert len(uniform) >= 4
+
+    def made() -> Proposer:
+        return Proposer(
+            problem.choices,
+            problem.complete,
+            seeds=uniform[:1],
+            # The first is proposed already, and is not proposed again.
+            later=[*uniform[2:], uniform[0], uniform[1]],
+            objectives=2,
+            sampler=sampler,  # type: ignore[arg-type]
+            seed=0,
+        )
+
+    done = drive(made(), 48)
+    origins = [proposal.origin for proposal in done]
+    expected = [f"seed:{name}" for name, _ in [uniform[0], *uniform[2:]]]
+    assert [origins[0], *origins[8 : 8 * len(expected) : 8]] == expected
+    assert [origin for origin in origins if origin.startswith("seed:")] == [*expected, f"seed:{uniform[1][0]}"]
+    assert len({proposal.policy for proposal in done}) == 48
+    assert [p.policy for p in drive(made(), 48, fail=0)] == [p.policy for p in done]
+
+
 def test_all_failing_does_not_end_the_search() -> None:
     done = drive(make_proposer(two_objectives()), 40, fail=1)
     assert len({proposal.policy for proposal in done}) == 40
