@@ -14,13 +14,12 @@ from autoq.core.scheme import FLOAT32, Scheme
 from autoq.errors import JobError
 from autoq.model.bank import default_cache_dir
 from autoq.model.suffix import Suffixes
-from autoq.pipeline import Setting, read_setting
+from autoq.pipeline import Setting, groundwork_of, read_setting
 from autoq.record.layer_losses import write_losses
 from autoq.runtime.archive import listed
 from autoq.runtime.data import Split
 from autoq.runtime.ort import open_session, run_batches
 from autoq.search.candidates import Candidates
-from autoq.search.groundwork import lay_groundwork
 from autoq.search.survey import survey
 from autoq.spec.checking import nearest, show
 from autoq.spec.job import Job, load_job
@@ -66,16 +65,7 @@ def layer_losses(
     # First, since a metric that does not fit the model shows here, and what follows may take minutes.
     float32 = run_batches(open_session(setting.model.path), split.inputs, job.data.batch)
     setting.metric(float32, split.targets)
-    lowering = lay_groundwork(
-        setting.model,
-        chosen,
-        setting.calibration,
-        setting.inputs,
-        cache_dir=default_cache_dir(),
-        padding_mask=setting.padding_mask,
-        accuracy_level=setting.profile.lowering.accuracy_level,
-        step=watch.step,
-    )
+    lowering = groundwork_of(dataclasses.replace(setting, candidates=chosen), step=watch.step)
     watch.step(f"taking {len(chosen)} layers one at a time on {split.rows} rows")
     found = survey(
         job.name,

@@ -246,17 +246,7 @@ def _search(
     events.step("measuring float32")
     meter = _meter(setting)
     baseline, answers = _baseline(setting, meter, folder)
-    lowering = lay_groundwork(
-        setting.model,
-        setting.candidates,
-        setting.calibration,
-        setting.inputs,
-        cache_dir=default_cache_dir(),
-        padding_mask=setting.padding_mask,
-        accuracy_level=setting.profile.lowering.accuracy_level,
-        forms=setting.forms,
-        step=events.step,
-    )
+    lowering = groundwork_of(setting, step=events.step)
     form = _form_gain(setting, lowering, meter)
     predicted = _prediction(setting, lowering, events)
     problem = _problem(setting, lowering, baseline)
@@ -419,6 +409,21 @@ def _input_specs(job: Job) -> tuple[InputSpec, ...]:
         return input_specs(open_session(job.model_path))
     except TrialError as error:
         raise ProfileError(f"the float32 model {job.model_path} does not run: {error}") from None
+
+
+def groundwork_of(setting: Setting, *, step: Callable[[str], None] = lambda text: None) -> Lowering:
+    """What every candidate of ``setting`` is built from, in its forms: see :func:`lay_groundwork`."""
+    return lay_groundwork(
+        setting.model,
+        setting.candidates,
+        setting.calibration,
+        setting.inputs,
+        cache_dir=default_cache_dir(),
+        padding_mask=setting.padding_mask,
+        accuracy_level=setting.profile.lowering.accuracy_level,
+        forms=setting.forms,
+        step=step,
+    )
 
 
 def choose_forms(

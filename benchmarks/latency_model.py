@@ -31,13 +31,11 @@ from harness import ROOT, machine, parser, resnet20_job, save, sts_job, verdict
 from autoq.core.policy import Policy
 from autoq.core.result import Latency
 from autoq.core.scheme import Scheme
-from autoq.model.bank import default_cache_dir
 from autoq.model.parts import Parts
 from autoq.numerics.bootstrap import spearman
-from autoq.pipeline import Setting, _feeds, choose_forms, read_setting
+from autoq.pipeline import Setting, _feeds, choose_forms, groundwork_of, read_setting
 from autoq.runtime.meter import Meter
 from autoq.runtime.timing import TimingPlan
-from autoq.search.groundwork import lay_groundwork
 from autoq.search.latency import LIMIT_S, LatencyModel, measure_table
 from autoq.search.problem import Problem
 from autoq.spec.job import load_job
@@ -76,16 +74,7 @@ def to_nearest(scheme: Scheme) -> Scheme:
 def judge(name: str, given: Any) -> dict[str, Any]:
     """The figures of one network."""
     setting = setting_of(name, given)
-    lowering = lay_groundwork(
-        setting.model,
-        setting.candidates,
-        setting.calibration,
-        setting.inputs,
-        cache_dir=default_cache_dir(),
-        padding_mask=setting.padding_mask,
-        accuracy_level=setting.profile.lowering.accuracy_level,
-        forms=setting.forms,
-    )
+    lowering = groundwork_of(setting)
     profile, latency = setting.profile, setting.profile.latency_with(setting.job.latency)
     problem = Problem(
         candidates=setting.candidates,

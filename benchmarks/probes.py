@@ -23,25 +23,14 @@ from harness import machine, parser, resnet20_job, save, sts_job, verdict
 
 def taken(job_data: dict[str, Any], share: float, workers: int) -> dict[str, Any]:
     """One model: its row of the table."""
-    from autoq.model.bank import default_cache_dir
     from autoq.model.suffix import Suffixes
     from autoq.numerics.bootstrap import spearman
-    from autoq.pipeline import choose_forms, read_setting
-    from autoq.search.groundwork import lay_groundwork
+    from autoq.pipeline import choose_forms, groundwork_of, read_setting
     from autoq.search.sensitivity import measure, measure_by, noise_power, probe_rows, probes
     from autoq.spec.job import load_job
 
     setting = choose_forms(read_setting(load_job(job_data)))
-    lowering = lay_groundwork(
-        setting.model,
-        setting.candidates,
-        setting.calibration,
-        setting.inputs,
-        cache_dir=default_cache_dir(),
-        padding_mask=setting.padding_mask,
-        accuracy_level=setting.profile.lowering.accuracy_level,
-        forms=setting.forms,
-    )
+    lowering = groundwork_of(setting)
     found = probes(setting.candidates, lowering.canonical)
     rows = probe_rows(found, setting.candidates)
     inputs = {name: array[:rows] for name, array in setting.calibration.inputs.items()}

@@ -150,7 +150,7 @@ def propose(learned: Learned, pending: Codes, taken: set[bytes], rng: np.random.
     if not len(pool):
         return None
     points = np.concatenate([pool, pending.reshape(-1, pool.shape[1])]).astype(np.int16)
-    agreement = Agreement.several(points, learned.codes, [model.openness for model in learned.models])
+    agreement = Agreement.several(points, learned.codes, [*(model.openness for model in learned.models), None])
     predicted = [
         model.predict(points, learned.space.features(points, j), agreement=agreement[j], believed=len(pending))
         for j, model in enumerate(learned.models)
@@ -164,8 +164,8 @@ def propose(learned: Learned, pending: Codes, taken: set[bytes], rng: np.random.
         span = np.where(np.ptp(known, axis=0) > 0, np.ptp(known, axis=0), 1.0)
         gain = -np.maximum((mean - spread - learned.reference) / span, 0.0).sum(axis=1)
     if learned.feasibility is not None:
-        broken, doubt = learned.feasibility.predict(pool, np.zeros((len(pool), 1)))
-        likely = np.maximum(ndtr((0.5 - broken) / doubt), 1e-6)
+        broken, doubt = learned.feasibility.predict(points, np.zeros((len(points), 1)), agreement=agreement[-1])
+        likely = np.maximum(ndtr((0.5 - broken) / doubt), 1e-6)[: len(pool)]
         gain = np.where(gain > 0, gain * likely, gain / likely)
         if (likely >= _UNLIKELY).any():
             gain[likely < _UNLIKELY] = -np.inf

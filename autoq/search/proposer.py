@@ -1,9 +1,9 @@
 """Proposes policies with Optuna (its home, with :mod:`autoq.search.sampler`).
 
-Proposals come from a study in memory, which costs milliseconds. What it is told of latency is the profile's *model* of
-it, not the measurement: measurements differ a little from run to run, and a search must propose the same candidates for
-the same job and seed, whatever evaluates them. What was *measured* goes into another study, that of the run folder
-(:mod:`autoq.search.study_record`).
+Proposals come from a study in memory, which costs milliseconds. What it is told of latency is a *model* of it
+(:mod:`autoq.search.latency`), not the measurement: measurements differ a little from run to run, and a search must
+propose the same candidates for the same job and seed, whatever evaluates them. What was *measured* goes into another
+study, that of the run folder (:mod:`autoq.search.study_record`).
 """
 
 from __future__ import annotations

@@ -42,7 +42,6 @@ _BYTES_PER_SCALE = 2  # float16, nearly always
 LayerTimes = Mapping[tuple[str, Scheme], float]
 """What each scheme of each layer adds to a whole latency (:meth:`autoq.search.latency.LatencyModel.layer_times`)."""
 
-
 Seed = tuple[str, dict[str, Scheme]]
 """What a seed is called, and layer -> scheme."""
 
@@ -63,8 +62,8 @@ def opening_seeds(
     layers = [entry for entry in candidates if entry.layer.tied_to is None]
     given = [tuple(entry.schemes.index(seed.get(entry.layer.name, entry.schemes[0])) for entry in layers)
              for _, seed in uniform]  # fmt: skip
-    fixed = [tuple(entry.schemes[i] == FLOAT32 for i in range(len(entry.schemes))) for entry in layers]
-    first, later = opening([_costs(entry, table, profile, times) for entry in layers], given, count, fixed)
+    costs = [_costs(entry, table, profile, times) for entry in layers]
+    first, later = opening(costs, given, count, _float32(layers))
     names = {pick: name for pick, (name, _) in reversed(list(zip(given, uniform, strict=True)))}
     numbers = itertools.count(1)
     seeds = [
@@ -81,16 +80,14 @@ def opening(
     costs: Sequence[npt.NDArray[np.float64]],
     given: Sequence[tuple[int, ...]],
     count: int,
-    baseline: Sequence[Sequence[bool]] | None = None,
+    baseline: tuple[int, ...] | None = None,
 ) -> tuple[list[tuple[int, ...]], list[int]]:
     """Which points to begin with, of ``given`` ones and at most ``count`` of the predicted front; indices of those that
-    are left of ``given``. ``costs`` as in :func:`predicted_front`; ``baseline`` marks choices that change nothing.
+    are left of ``given``. ``costs`` as in :func:`predicted_front`; ``baseline`` is a point to leave out.
     """
     found, _ = _predicted(costs)
-    if baseline is not None:
-        found = [pick for pick in found if not all(marks[i] for marks, i in zip(baseline, pick, strict=True))]
-    picks = list(dict.fromkeys([*given, *found]))
-    totals = np.array([np.sum([c[i] for c, i in zip(costs, pick, strict=True)], axis=0) for pick in picks])
+    picks = list(dict.fromkeys([*given, *(pick for pick in found if pick != baseline)]))
+    totals = _totals(costs, picks)
     usable = np.flatnonzero(np.isfinite(totals).all(axis=1))
     order = usable[_order(totals[usable], _dearest(costs), len(given) + count, LEAST_GAIN)]
     ranked, own = [picks[index] for index in order], set(given)
@@ -114,8 +111,8 @@ def knapsack_seeds(
     layers = [entry for entry in candidates if entry.layer.tied_to is None]
     costs = [_costs(entry, table, profile, times) for entry in layers]
     picks, totals = _predicted(costs)
-    # float32 itself is the baseline of every search, and no candidate.
-    quantized = [any(entry.schemes[i] != FLOAT32 for entry, i in zip(layers, pick, strict=True)) for pick in picks]
+    baseline = _float32(layers)
+    quantized = [pick != baseline for pick in picks]
     picks, totals = [pick for pick, keep in zip(picks, quantized, strict=True) if keep], totals[quantized]
     return [
         {entry.layer.name: entry.schemes[i] for entry, i in zip(layers, picks[index], strict=True)}
@@ -188,7 +185,7 @@ def _bytes_of_scales(layer: Layer, spec: WeightSpec | None) -> float:
 def _predicted(costs: Sequence[npt.NDArray[np.float64]]) -> tuple[list[tuple[int, ...]], npt.NDArray[np.float64]]:
     """The points that a sweep over prices finds, those of them that are not dominated, with their totals ``[n, 3]``."""
     picks = list(dict.fromkeys([*_sweep(costs), *(_joins(costs) if len(costs) <= _MOST_JOINED else [])]))
-    totals = np.array([np.sum([c[i] for c, i in zip(costs, pick, strict=True)], axis=0) for pick in picks])
+    totals = _totals(costs, picks)
     usable = np.flatnonzero(np.isfinite(totals).all(axis=1))
     front = usable[non_dominated(totals[usable])] if len(usable) else usable
     return [picks[index] for index in front], totals[front]
@@ -206,6 +203,18 @@ def _sweep(costs: Sequence[npt.NDArray[np.float64]]) -> list[tuple[int, ...]]:
             weights = np.array([1.0, price_of_size, price_of_time])
             found.setdefault(tuple(int(np.argmin(c @ weights)) for c in costs))
     return list(found)
+
+
+def _float32(layers: Sequence[Candidates]) -> tuple[int, ...] | None:
+    """float32 itself, the baseline of every search, and no candidate; ``None`` where a layer cannot have it."""
+    if not all(FLOAT32 in entry.schemes for entry in layers):
+        return None
+    return tuple(entry.schemes.index(FLOAT32) for entry in layers)
+
+
+def _totals(costs: Sequence[npt.NDArray[np.float64]], picks: Sequence[tuple[int, ...]]) -> npt.NDArray[np.float64]:
+    """``[n, 3]``: the sums of each pick's costs."""
+    return np.array([np.sum([c[i] for c, i in zip(costs, pick, strict=True)], axis=0) for pick in picks])
 
 
 def _joins(costs: Sequence[npt.NDArray[np.float64]]) -> list[tuple[int, ...]]:
