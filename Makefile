@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "autoq needs Python 3.11, as python3.11 or python3 on the PATH" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt "$(TORCH)" setuptools
-	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[dev,dashboard]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[dev,dashboard,npu,openvino]"
 	@touch $@
 
 demo: $(STAMP) ## train a small model, search it, export and verify the knee of its front (under 3 minutes)
