@@ -19,7 +19,7 @@ from autoq.core.identity import sha256_hex
 from autoq.core.objectives import Direction, Values
 from autoq.core.policy import Policy
 from autoq.core.proxy import ProxyTruth
-from autoq.core.result import FormGain, Front, FrontPoint, Latency, MetricPair, StopReason, Trial
+from autoq.core.result import Estimate, FormGain, Front, FrontPoint, Latency, MetricPair, StopReason, Trial
 from autoq.core.scheme import FLOAT32
 from autoq.errors import AutoqError, DataError, MetricError, ProfileError, RunError, TrialError
 from autoq.model.bank import BANK_VERSION, default_cache_dir
@@ -34,7 +34,9 @@ from autoq.model.parts import Parts
 from autoq.model.placement import Placer
 from autoq.model.source import SourceModel, read_model
 from autoq.model.suffix import Suffixes
+from autoq.model.target import Target
 from autoq.record.evidence_plots import rank_text
+from autoq.record.files import write_atomically
 from autoq.record.front import write_front
 from autoq.record.health import Health, health_record
 from autoq.record.manifest import layer_record
@@ -44,10 +46,10 @@ from autoq.record.running_front import RunningFront
 from autoq.record.tracking import Tracker
 from autoq.runtime.base import InputSpec, fixed_batch
 from autoq.runtime.data import Split, load_split
+from autoq.runtime.gauge import METER, Gauge, load_gauge
 from autoq.runtime.machine import describe, software_versions
-from autoq.runtime.meter import Meter
 from autoq.runtime.metric import Metric, resolve_metric
-from autoq.runtime.ort import input_specs, open_session, run_batches
+from autoq.runtime.ort import input_specs, open_session
 from autoq.runtime.timing import TimingPlan
 from autoq.search.candidates import Candidates, candidates
 from autoq.search.evaluate import Workload
@@ -61,7 +63,7 @@ from autoq.search.loop import Limits, Search
 from autoq.search.polish import Polished, polish_front
 from autoq.search.polish_log import PolishLog
 from autoq.search.polish_point import PolishWork
-from autoq.search.problem import Problem
+from autoq.search.problem import Problem, nearest_of
 from autoq.search.proposer import Proposer
 from autoq.search.ranking import proxy_truths
 from autoq.search.seeds import Seed, opening_seeds, proxies
@@ -116,8 +118,9 @@ class Outcome:
 class Setting:
     """All that a search reads, checked before anything dear begins. ``model`` has its layers' MACs filled in.
 
-    ``padding_mask`` is the input that says what calibration leaves out. ``forms`` are the forms of the graph that
-    candidates are written in: none until :func:`choose_forms`.
+    ``target`` is what candidates are written for and scored on. ``padding_mask`` is the input that says what
+    calibration leaves out. ``forms`` are the forms of the graph that candidates are written in: none until
+    :func:`choose_forms`.
     """
 
     job: Job
@@ -130,6 +133,7 @@ class Setting:
     search: Split
     final: Split
     candidates: tuple[Candidates, ...]
+    target: Target
     padding_mask: str | None = None
     forms: tuple[str, ...] = ()
     form_figures: tuple[FormFigure, ...] = ()
@@ -202,6 +206,7 @@ def read_setting(job: Job, *, force: bool = False, warn: Callable[[str], None] =
     space = load_space(job.space, job.base_dir)
     profile = load_profile(job.hardware, job.base_dir)
     _check_machine(profile, force, warn)
+    target = Target.load(profile.runtime.name, profile.runtime.arguments)
     metric = resolve_metric(job)
     model = read_model(job.model_path, equalized=space.equalization == "cross-layer")
     for note in model.notes:
@@ -226,6 +231,7 @@ def read_setting(job: Job, *, force: bool = False, warn: Callable[[str], None] =
         calibration=load_split(job, "calibration", specs),
         search=search,
         final=final,
+        target=target,
         padding_mask=_padding_mask(job, specs),
     )
 
@@ -244,13 +250,19 @@ def _search(
     finished = log.read()
     # First, since a metric that does not fit the model shows here, and what follows may take minutes.
     events.step("measuring float32")
-    meter = _meter(setting)
-    baseline, answers = _baseline(setting, meter, folder)
-    lowering = groundwork_of(setting, step=events.step)
-    form = _form_gain(setting, lowering, meter)
+    answers = _float32_answers(setting)
+    if setting.profile.reference == FLOAT32:
+        gauge = _gauge(setting, setting.model.path)
+        baseline = _baseline(setting, answers, gauge, folder)
+        lowering = groundwork_of(setting, step=events.step)
+    else:
+        lowering = groundwork_of(setting, step=events.step)
+        gauge = _gauge(setting, _reference_file(setting, lowering, folder))
+        baseline = _baseline(setting, answers, gauge, folder)
+    form = _form_gain(setting, lowering, gauge)
     predicted = _prediction(setting, lowering, events)
     problem = _problem(setting, lowering, baseline)
-    latency, latency_notes = _latency(setting, lowering, problem, meter, folder, bool(finished), events)
+    latency, latency_notes = _latency(setting, lowering, problem, gauge, folder, bool(finished), events)
     if latency is not None:
         problem = dataclasses.replace(problem, latency=latency.ratio)
     study = StudyRecord(
@@ -270,7 +282,7 @@ def _search(
         nonlocal why, why_after
         for trial in search.front:
             if trial.number not in points:
-                points[trial.number] = _point(trial, folder)
+                points[trial.number] = _point(trial, search.model_path(trial.id), folder)
         found = [points[trial.number] for trial in search.front]
         # To find the nearest miss, all trials are looked at: not after every one of thousands.
         if not found and len(search.trials) >= 1.05 * why_after:
@@ -297,7 +309,7 @@ def _search(
 
     events.step("starting workers" if ray != "off" else "searching")
     workload = _workload(setting, lowering, _steps(setting, answers))
-    executor = _executor(workload, meter, ray, workers)
+    executor = _executor(workload, gauge, ray, workers)
     try:
         search = Search(
             problem=problem,
@@ -309,6 +321,7 @@ def _search(
             on_trial=on_trial,
             meanwhile=copy_trials,
             step_rows=setting.search.rows if workload.steps else None,
+            suffix=setting.target.suffix,
         )
         if not folder.front.exists():
             write_running_front(search)
@@ -326,7 +339,7 @@ def _search(
         for trial in search.trials:
             if trial.number < len(finished):
                 tracker.log_trial(trial)
-        paths = _front_files(search, lowering)
+        paths = _front_files(search, lowering, setting.target)
         polished, polish_notes = _polish(folder, setting, search, executor, events)
         checked = check_front(
             search.front,
@@ -335,6 +348,7 @@ def _search(
             setting.model.path,
             problem=problem,
             executor=executor,
+            target=setting.target,
             metric=setting.metric,
             split=setting.final,
             batch=job.data.batch,
@@ -369,7 +383,7 @@ def _search(
     extras = _extras(setting, executor)
     example = {name: array[:EXAMPLE_ROWS] for name, array in setting.search.inputs.items()}
     health = _health(setting, lowering, front, folder, events)
-    publish(folder.path, front, search.trials, extras, tracker, example, job.data.batch, health, truths)
+    publish(folder.path, front, search.trials, extras, tracker, example, job.data.batch, health, setting.target, truths)
     return front, tuple(search.trials)
 
 
@@ -435,6 +449,9 @@ def choose_forms(
     """
     if recorded:
         return dataclasses.replace(setting, forms=tuple(recorded.get("identity", {}).get("forms", ())))
+    timed_here = setting.profile.measure.by == METER and setting.target.runs_onnx
+    if setting.profile.forms == (AUTO,) and not timed_here:  # what pays cannot be found out here
+        return setting
     if setting.profile.forms != (AUTO,):
         return dataclasses.replace(setting, forms=setting.profile.forms)
     latency, runtime = setting.profile.latency_with(setting.job.latency), setting.profile.runtime
@@ -445,7 +462,7 @@ def choose_forms(
             _feeds(setting),
             threads=latency.threads,
             runtime=runtime.name,
-            runtime_options={"provider": runtime.provider, **runtime.options},
+            runtime_options=runtime.arguments,
             cache_dir=default_cache_dir(),
             step=step,
         )
@@ -488,6 +505,7 @@ def _record(folder: RunFolder, setting: Setting, recorded: Mapping[str, Any]) ->
         "model_sha256": setting.model.sha256,
         "layers": _layer_records(setting.model, setting.forms),
         "profile": setting.profile.name,
+        "runtime": {"name": setting.profile.runtime.name, "options": setting.profile.runtime.arguments},
         "forms": recorded.get("forms") or [dataclasses.asdict(figure) for figure in setting.form_figures],
         "versions": software_versions(),
         "tracking": recorded.get("tracking", {}),
@@ -524,20 +542,42 @@ def _open_tracker(folder: RunFolder, record: dict[str, Any], setting: Setting, e
     )
 
 
-def _meter(setting: Setting) -> Meter:
-    latency = setting.profile.latency_with(setting.job.latency)
+def _gauge(setting: Setting, reference: Path) -> Gauge:
+    profile = setting.profile
+    latency = profile.latency_with(setting.job.latency)
     plan = None
     if latency.samples is not None:
         plan = TimingPlan(min_rounds=latency.samples, max_rounds=latency.samples, limit_s=3600.0)
-    return Meter(
-        setting.model.path,
+    return load_gauge(
+        profile.measure.by,
+        reference,
         _feeds(setting),
         batch=_batch(setting),
         threads=latency.threads,
-        runtime=setting.profile.runtime.name,
-        runtime_options={"provider": setting.profile.runtime.provider, **setting.profile.runtime.options},
+        runtime=profile.runtime.name,
+        runtime_options=profile.runtime.arguments,
         plan=plan,
+        reference_name=str(profile.reference),
+        options=profile.measure.options,
     )
+
+
+def _reference_file(setting: Setting, lowering: Lowering, folder: RunFolder) -> Path:
+    """The uniform candidate that stands for float32 where the hardware cannot run that; kept in the run folder."""
+    wanted = setting.profile.reference
+    schemes = {
+        entry.layer.name: nearest_of(wanted, entry.schemes) if wanted not in entry.schemes else wanted
+        for entry in setting.candidates
+    }
+    path = folder.path / f"reference{setting.target.suffix}"
+    try:
+        model = setting.target.write(lowering.build(lowering.canonical(Policy.of(schemes))))
+    except TrialError as error:
+        raise ProfileError(
+            f"profile {setting.profile.name!r} cannot hold this model, not even as {wanted}: {error}"
+        ) from None
+    write_atomically(path, model)
+    return path
 
 
 def _batch(setting: Setting) -> int:
@@ -551,52 +591,73 @@ def _feeds(setting: Setting) -> dict[str, np.ndarray]:
     return {name: np.resize(array[:batch], (batch, *array.shape[1:])) for name, array in setting.search.inputs.items()}
 
 
-def _form_gain(setting: Setting, lowering: Lowering, meter: Meter) -> FormGain | None:
+def _form_gain(setting: Setting, lowering: Lowering, gauge: Gauge) -> FormGain | None:
     """How fast float32 itself is in the forms of the candidates; ``None`` where these have the model's own."""
-    if not setting.forms:
+    if not setting.forms or setting.profile.reference != FLOAT32:
         return None
     float32 = lowering.canonical(Policy.uniform([layer.name for layer in setting.model.layers], FLOAT32))
     with tempfile.TemporaryDirectory(prefix="autoq-forms-") as folder:
         path = Path(folder) / "float32.onnx"
         path.write_bytes(lowering.build(float32))
         try:
-            return FormGain(names=setting.forms, latency=meter.measure_many([path])[0])
+            latency = gauge.measure_many([path])[0]
         except TrialError as error:
             raise MetricError(f"the float32 model in the forms {', '.join(setting.forms)} fails: {error}") from None
+    return FormGain(names=setting.forms, latency=latency) if isinstance(latency, Latency) else None
 
 
-def _baseline(setting: Setting, meter: Meter, folder: RunFolder) -> tuple[FrontPoint, Mapping[str, np.ndarray]]:
-    """The float32 model as its file gave it: scored and measured like a candidate, its ratio 1 by definition.
-
-    And its outputs on the search split.
-    """
-    model, split = setting.model, setting.search
+def _float32_answers(setting: Setting) -> Mapping[str, np.ndarray]:
+    """The outputs on the search split of the float32 model as its file gave it, on the target where that runs ONNX."""
+    target = setting.target if setting.target.runs_onnx else Target.load("onnxruntime")
     try:
-        outputs = run_batches(open_session(model.path), split.inputs, setting.job.data.batch)
-        metric = setting.metric(outputs, split.targets)
-        measured = meter.measure(model.path)
+        return target.outputs(setting.model.path, setting.search.inputs, setting.job.data.batch)
     except TrialError as error:
-        raise MetricError(f"the float32 model cannot be scored or measured: {error}") from None
+        raise MetricError(f"the float32 model cannot be scored: {error}") from None
+
+
+def _baseline(setting: Setting, answers: Mapping[str, np.ndarray], gauge: Gauge, folder: RunFolder) -> FrontPoint:
+    """The float32 model, scored and measured like a candidate; its ratio is 1 by definition.
+
+    Where the hardware cannot run it, it has neither latency nor memory; the reference is measured in its place.
+    """
+    model, runs = setting.model, setting.profile.reference == FLOAT32
+    what = (
+        "float32 model"
+        if runs
+        else f"{setting.profile.reference} model, the reference of profile {setting.profile.name!r},"
+    )
+    try:
+        metric = setting.metric(answers, setting.search.targets)
+        measured = gauge.measure(gauge.baseline)
+    except TrialError as error:
+        raise MetricError(f"the {what} cannot be scored or measured: {error}") from None
+    if measured.peak_memory_bytes is None and _wants_memory(setting.job):
+        raise ProfileError(
+            f"profile {setting.profile.name!r} tells no peak memory (measure.by: {setting.profile.measure.by}): take "
+            "peak_memory from objectives and constraints"
+        )
     own = measured.latency
-    point = FrontPoint(
+    latency: Latency | Estimate
+    if isinstance(own, Latency):
+        latency = dataclasses.replace(own, ratio=1.0, ratio_ci95=(1.0, 1.0), blocks_ms=(), baseline_blocks_ms=())
+    else:
+        latency = dataclasses.replace(own, ratio=1.0)
+    return FrontPoint(
         id="float32",
         policy=Policy.uniform([layer.name for layer in model.layers], FLOAT32),
         metric=MetricPair(search=metric),
-        latency=Latency(
-            median_ms=own.median_ms,
-            ratio_to_float32=1.0,
-            ratio_ci95=(1.0, 1.0),
-            batch=own.batch,
-            threads=own.threads,
-        ),
+        latency=latency if runs else None,
         size_bytes=model.size_bytes,
-        peak_memory_bytes=measured.peak_memory_bytes,
+        peak_memory_bytes=measured.peak_memory_bytes if runs else None,
         weight_bits_mean=32.0,
         model_path=os.path.relpath(model.path, folder.path),
         sha256=model.sha256,
         origin="the model as given",
     )
-    return point, outputs
+
+
+def _wants_memory(job: Job) -> bool:
+    return "peak_memory" in job.objectives or job.constraints.max_peak_memory_ratio is not None
 
 
 def _looks(setting: Setting) -> tuple[int, ...]:
@@ -630,7 +691,7 @@ def _problem(setting: Setting, lowering: Lowering, baseline: FrontPoint) -> Prob
         constraints=setting.job.constraints,
         baseline=Values(
             metric=baseline.metric.search,
-            latency_ratio=1.0,
+            latency_ratio=baseline.latency.ratio if baseline.latency else None,
             size_bytes=baseline.size_bytes,
             peak_memory_bytes=baseline.peak_memory_bytes,
         ),
@@ -661,7 +722,7 @@ def _latency(
     setting: Setting,
     lowering: Lowering,
     problem: Problem,
-    meter: Meter,
+    gauge: Gauge,
     folder: RunFolder,
     resumed: bool,
     events: Events,
@@ -687,7 +748,8 @@ def _latency(
                 "built from": [setting.model.identity, setting.forms, setting.profile.lowering.accuracy_level],
                 "schemes": {entry.layer.name: list(map(str, entry.schemes)) for entry in setting.candidates},
                 "shapes": {name: list(array.shape) for name, array in _feeds(setting).items()},
-                "runtime": [setting.profile.runtime.model_dump(mode="json"), settings.threads],
+                "runtime": [setting.profile.to_dict()["runtime"], settings.threads],
+                "measured": [setting.profile.measure.model_dump(mode="json"), str(setting.profile.reference)],
                 "profile": setting.profile.to_dict()["costs"],
                 "machine": [machine.cpu_model, machine.arch, sorted(machine.flags), machine.usable_cores],
                 "versions": [versions["autoq"], versions["onnxruntime"]],
@@ -702,9 +764,10 @@ def _latency(
                     lowering,
                     problem.complete,
                     setting.profile,
-                    meter,
+                    gauge,
                     limit_s=limit_s,
                     clock=time.monotonic,
+                    target=setting.target,
                 ),
             )
             kept = table or kept
@@ -761,22 +824,24 @@ def _workload(setting: Setting, lowering: Lowering, steps: Steps | None = None) 
         accuracy_level=lowering.accuracy_level,
         forms=setting.forms,
         steps=steps,
+        runtime=setting.profile.runtime.name,
+        runtime_options=setting.profile.runtime.arguments,
     )
 
 
-def _executor(workload: Workload, meter: Meter, ray: str, workers: int) -> Executor:
+def _executor(workload: Workload, gauge: Gauge, ray: str, workers: int) -> Executor:
     if ray == "off":
-        return LocalExecutor(workload, meter)
+        return LocalExecutor(workload, gauge)
     from autoq.search.ray_executor import RayExecutor
 
-    return RayExecutor(workload, meter, address=ray, workers=workers)
+    return RayExecutor(workload, gauge, address=ray, workers=workers)
 
 
 def _polish(
     folder: RunFolder, setting: Setting, search: Search, executor: Executor, events: Events
 ) -> tuple[dict[str, Polished], tuple[str, ...]]:
     """The polished files of the front, where the job asks for them (:mod:`autoq.search.polish`)."""
-    choice, log = setting.job.search, PolishLog(folder.polish, folder.models)
+    choice, log = setting.job.search, PolishLog(folder.polish, folder.models, setting.target.suffix)
     if choice.polish == "none":
         return {}, ()
     fixed = fixed_batch(setting.inputs)
@@ -810,7 +875,7 @@ def _study_values(trial: Trial, setting: Setting) -> list[float] | None:
         return None
     measured = {
         "metric": trial.metric,
-        "latency": trial.latency.ratio_to_float32 if trial.latency else None,
+        "latency": trial.latency.ratio if trial.latency else None,
         "size": trial.size_bytes,
         "peak_memory": trial.peak_memory_bytes,
     }
@@ -818,7 +883,7 @@ def _study_values(trial: Trial, setting: Setting) -> list[float] | None:
     return None if any(value is None for value in values) else [float(value) for value in values if value is not None]
 
 
-def _point(trial: Trial, folder: RunFolder) -> FrontPoint:
+def _point(trial: Trial, path: Path, folder: RunFolder) -> FrontPoint:
     assert trial.metric is not None and trial.size_bytes is not None and trial.weight_bits_mean is not None
     return FrontPoint(
         id=trial.id,
@@ -828,7 +893,7 @@ def _point(trial: Trial, folder: RunFolder) -> FrontPoint:
         size_bytes=trial.size_bytes,
         peak_memory_bytes=trial.peak_memory_bytes,
         weight_bits_mean=trial.weight_bits_mean,
-        model_path=f"{folder.models.name}/{trial.id}.onnx",
+        model_path=os.path.relpath(path, folder.path),
         sha256=trial.sha256 or "",
         origin=trial.origin,
     )
@@ -852,14 +917,14 @@ def _front(
     )
 
 
-def _front_files(search: Search, lowering: Lowering) -> list[Path]:
+def _front_files(search: Search, lowering: Lowering, target: Target) -> list[Path]:
     """The front's files; one that a crash kept from being written whole is built again, to the same bytes."""
     paths = []
     for trial in search.front:
         path = search.model_path(trial.id)
         try:
             if not path.exists() or sha256_hex(path.read_bytes()) != trial.sha256:
-                model = lowering.build(trial.policy)
+                model = target.write(lowering.build(trial.policy))
                 if sha256_hex(model) != trial.sha256:
                     raise RunError(
                         f"{path} is missing or damaged, and this version of autoq builds another file for trial "
@@ -919,7 +984,10 @@ def _health(setting: Setting, lowering: Lowering, front: Front, folder: RunFolde
     try:
         check = HealthCheck(lowering, rows)
         for point in front.points:
-            model = (folder.path / point.model_path).read_bytes()
+            if setting.target.runs_onnx:
+                model = (folder.path / point.model_path).read_bytes()
+            else:  # the same numbers
+                model = lowering.build(point.policy)
             layers = check.take(point.policy, model, banked=point.polish is None)
             found[point.id] = health_record(layers, narrow=narrow)
     except (TrialError, OSError) as error:

@@ -51,7 +51,7 @@ def searched(job: dict[str, Any], fidelity: str, trials: int, seed: int, out: Pa
     base = result.front.baseline
     assert base.metric.final is not None
     rows = [
-        (base.metric.final - point.metric.final, point.latency.ratio_to_float32, point.size_bytes / base.size_bytes)
+        (base.metric.final - point.metric.final, point.latency.ratio, point.size_bytes / base.size_bytes)
         for point in result.front.points
         if point.metric.final is not None and point.latency is not None
     ]

@@ -96,7 +96,7 @@ def judge(name: str, given: Any) -> dict[str, Any]:
         setting.model.path,
         _feeds(setting),
         threads=latency.threads,
-        runtime_options={"provider": profile.runtime.provider, **profile.runtime.options},
+        runtime_options=profile.runtime.arguments,
         final_plan=TRUTH,
     ) as meter:
         table = measure_table(
@@ -109,7 +109,7 @@ def judge(name: str, given: Any) -> dict[str, Any]:
         believed = [problem.modelled_latency(policy) for policy in policies.values()]
         measured = measure(list(policies.values()), lowering.build, meter)
     truth, even, odd = (quickest(measured, rounds) for rounds in (slice(None), slice(0, None, 2), slice(1, None, 2)))
-    medians = np.array([each.ratio_to_float32 for each in measured])
+    medians = np.array([each.ratio for each in measured])
     return {
         "layers": len(setting.candidates),
         "check": dataclasses.asdict(table.check),

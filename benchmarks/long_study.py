@@ -37,7 +37,7 @@ from autoq.core.policy import Policy
 from autoq.core.result import Latency, Trial
 from autoq.pipeline import Events, run_search
 from autoq.record.tracking import Tracker
-from autoq.runtime.meter import Measurement
+from autoq.runtime.gauge import Measurement
 from autoq.search.evaluate import Scored
 from autoq.search.loop import Search
 from autoq.search.problem import Problem
@@ -83,9 +83,7 @@ class Instant:
     def measure(self, model: Path, idle_above: float = math.inf) -> Measurement:
         """The modelled latency, with noise."""
         ratio = self._speed.pop(Path(model.name))
-        latency = Latency(
-            median_ms=ratio, ratio_to_float32=ratio, ratio_ci95=(0.99 * ratio, 1.01 * ratio), batch=1, threads=1
-        )
+        latency = Latency(median_ms=ratio, ratio=ratio, ratio_ci95=(0.99 * ratio, 1.01 * ratio), batch=1, threads=1)
         return Measurement(latency=latency, peak_memory_bytes=1_000_000, load_ms=1.0)
 
     def close(self) -> None:
@@ -168,7 +166,7 @@ def long_search(job: dict[str, Any], trials: int, folder: Path) -> dict[str, Any
                 log_trial(self, each)
             whole["MLflow"] = (time.perf_counter() - start) / min(TRACKED, trials)
 
-    def ended(search: Search, lowering: object) -> None:
+    def ended(search: Search, *rest: object) -> None:
         whole["front"] = len(search.front)
         raise LoopEndedError
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from autoq.runtime.gauge import Measurement
 from autoq.runtime.machine import describe
-from autoq.runtime.meter import Measurement, Meter
+from autoq.runtime.meter import Meter
 from autoq.runtime.ort import input_specs
 
 
@@ -36,7 +37,7 @@ def random_feeds(model: Path, batch: int, open_size: int, seed: int = 0) -> dict
 def row(name: str, measured: list[Measurement], truth: float | None, seconds: float) -> str:
     """One line of the table."""
     latencies = [one.latency for one in measured]
-    ratios = [latency.ratio_to_float32 for latency in latencies]
+    ratios = [latency.ratio for latency in latencies]
     centre = statistics.median(ratios)
     truth = centre if truth is None else truth
     excluded = sum(not low <= truth <= high for low, high in (latency.ratio_ci95 for latency in latencies))

@@ -145,7 +145,7 @@ def main() -> None:
                 "origin": point.origin,
                 "metric": point.metric.final,
                 "drop": front.baseline.metric.final - point.metric.final,
-                "speedup": 1 / point.latency.ratio_to_float32,
+                "speedup": 1 / point.latency.ratio,
                 "size_ratio": point.size_bytes / front.baseline.size_bytes,
             }
             for point in front.points

@@ -175,7 +175,7 @@ def test_a_child_run_a_trial(trials: list[Trial], tracked: Any) -> None:
         assert child.data.metrics["metric"] == trial.metric
         assert child.data.metrics["size_bytes"] == trial.size_bytes
         assert trial.latency is not None
-        assert child.data.metrics["latency_ratio"] == trial.latency.ratio_to_float32
+        assert child.data.metrics["latency_ratio"] == trial.latency.ratio
         texts = {str(value) for value in child.data.params.values()}
         assert {str(scheme) for _, scheme in trial.policy.items_} <= texts
 

@@ -126,7 +126,9 @@ def export(run: Path, how: str | None, out: Path, **options: Any) -> None:
 
     choice = export_choice(run, out, how, **wish(options))
     click.echo(choice_text(choice))
-    click.echo(f"{choice.point.id} -> {out}/model.onnx ({choice.point.size_bytes:,} bytes), manifest.json, infer.py")
+    files = ", ".join(path.name for path in (out / "manifest.json", out / "infer.py") if path.exists())
+    model = out / f"model{Path(choice.point.model_path).suffix}"
+    click.echo(f"{choice.point.id} -> {model} ({choice.point.size_bytes:,} bytes), {files}")
     click.echo(f"Prove it with: autoq verify {out}")
 
 

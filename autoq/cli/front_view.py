@@ -11,12 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from autoq.core.objectives import Constraints
-from autoq.core.result import Front
+from autoq.core.result import FLOAT32_NAME, Front
 from autoq.errors import RunError
 from autoq.record.choice import Choice, parse_weights
 from autoq.record.choice_summary import choice_text, ties_text
 from autoq.record.front import front_json
 from autoq.record.polish_summary import polish_table, polish_text
+from autoq.record.speed import estimator_of, reference_of
 from autoq.record.summary import describe_gain, front_table, metric_unit
 
 
@@ -47,8 +48,10 @@ def print_front(front: Front, choice: Choice | None = None) -> None:
     count = (
         f"{len(shown.points)} of {len(front.points)}" if len(shown.points) < len(front.points) else len(front.points)
     )
+    reference, estimated = reference_of(shown), bool(estimator_of(shown))
+    speed_head = "speed" + (f" of {reference}" if reference != FLOAT32_NAME else "") + (", est." if estimated else "")
     table = Table(title=f"{escape(front.name)}: {count} points ({split})", title_justify="left")
-    for heading in ("point", "", escape(front.metric_name), f"drop ({escape(unit)})", "speed", "size", "bits"):
+    for heading in ("point", "", escape(front.metric_name), f"drop ({escape(unit)})", speed_head, "size", "bits"):
         table.add_column(heading, justify="left" if heading in ("point", "") else "right")
     memory = "peak_memory" in front.objectives or (choice and choice.bounds.max_peak_memory_ratio is not None)
     if memory:

@@ -87,7 +87,7 @@ def best_so_far(search: Search) -> str:
         return "front empty"
     baseline = search.problem.baseline
     parts = [f"front {len(search.front)}:"]
-    timed = [trial.latency.ratio_to_float32 for trial in search.front if trial.latency]
+    timed = [trial.latency.ratio for trial in search.front if trial.latency]
     if timed:
         parts.append(f"fastest {1 / min(timed):.2f}x,")
     if baseline.size_bytes:

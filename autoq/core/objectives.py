@@ -5,7 +5,7 @@ objective       loss                                   unit
 ==============  =====================================  =========================================
 ``metric``      ``-metric`` (``maximize``), or         the metric's own
                 ``metric`` (``minimize``)
-``latency``     ``ratio_to_float32``, as measured      1 = float32, 0.5 = twice as fast
+``latency``     ``ratio``, measured or estimated       1 = the reference, float32 as a rule; 0.5 = twice as fast
 ``size``        ``size_bytes``                         bytes
 ``peak_memory`` ``peak_memory_bytes``                  bytes
 ==============  =====================================  =========================================
@@ -72,7 +72,7 @@ def trial_values(trial: Trial) -> Values:
     """What was measured of a trial (never ``latency_modelled``, which is no measurement)."""
     return Values(
         metric=trial.metric,
-        latency_ratio=trial.latency.ratio_to_float32 if trial.latency else None,
+        latency_ratio=trial.latency.ratio if trial.latency else None,
         size_bytes=trial.size_bytes,
         peak_memory_bytes=trial.peak_memory_bytes,
     )
@@ -82,7 +82,7 @@ def point_values(point: FrontPoint, *, use_final: bool) -> Values:
     """What was measured of a point; its metric is the final split's (``None`` if not taken) or the search split's."""
     return Values(
         metric=point.metric.final if use_final else point.metric.search,
-        latency_ratio=point.latency.ratio_to_float32 if point.latency else None,
+        latency_ratio=point.latency.ratio if point.latency else None,
         size_bytes=point.size_bytes,
         peak_memory_bytes=point.peak_memory_bytes,
     )

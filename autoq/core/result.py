@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,27 +23,68 @@ StopReason = Literal["trials", "time", "space exhausted", "target met", "no gain
 trial keeps the bounds of ``budget.until``. no gain: the last ``budget.patience`` trials did not widen the front."""
 
 
+FLOAT32_NAME = "float32"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """Measured alone on the target, in warm blocks in turn with the float32 baseline.
+    """Measured alone on the target, in warm blocks in turn with the reference: the float32 model.
 
-    ``ratio_to_float32`` is the median over blocks of candidate time / baseline time (0.5 = twice as fast), with
-    its 95 % bootstrap interval ``ratio_ci95``. ``blocks_ms`` keeps the raw samples: the median time per inference
-    in milliseconds of each block, and ``baseline_blocks_ms`` the baseline's of the same block.
+    Where the hardware cannot run that, ``reference`` names the scheme of the uniform candidate that stands for it.
+    ``ratio`` is the median over blocks of candidate time / reference time (0.5 = twice as fast), with its 95 %
+    bootstrap interval ``ratio_ci95``. ``blocks_ms`` keeps the raw samples: the median time per inference
+    in milliseconds of each block, and ``baseline_blocks_ms`` the reference's of the same block.
     """
 
     median_ms: float
-    ratio_to_float32: float
+    ratio: float
     ratio_ci95: tuple[float, float]
     batch: int
     threads: int
     blocks_ms: tuple[float, ...] = ()
     baseline_blocks_ms: tuple[float, ...] = ()
+    reference: str = FLOAT32_NAME
 
     def __post_init__(self) -> None:
-        for value in (self.median_ms, self.ratio_to_float32, *self.ratio_ci95):
+        for value in (self.median_ms, self.ratio, *self.ratio_ci95):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"a latency must be positive and finite, not {value}")
+
+    @property
+    def ms(self) -> float:
+        """Milliseconds for one inference."""
+        return self.median_ms
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """What ``ratio`` may be, as far as the measurement tells (95 %)."""
+        return self.ratio_ci95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a model of the hardware says of one inference. Nothing ran, and no interval says how wrong it may be.
+
+    ``ratio`` is against the same model's time of ``reference``, ``"float32"`` or the scheme of a uniform candidate.
+    ``by`` says who estimates (``"Vela 5.2.0, ethos-u55-256"``), ``figures`` what else it says, by name with the unit
+    (``cycles``, ``sram_bytes``, ``flash_bytes``).
+    """
+
+    ms: float
+    ratio: float
+    reference: str
+    by: str
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for value in (self.ms, self.ratio):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"an estimated latency must be positive and finite, not {value}")
+
+    @property
+    def interval(self) -> None:
+        """None: an estimate has no interval."""
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +121,7 @@ class Trial:
 
     ``origin`` says who proposed it (``"seed:w8a8@minmax"``, ``"sampler:nsga2"``, …). ``metric`` is the value on the
     search split, in the metric's own direction. ``latency_modelled`` is the search's estimate of
-    ``ratio_to_float32``: it guides proposals and is never shown as a measurement. ``seconds`` has the wall time of
+    the ratio to float32: it guides proposals and is never shown as a measurement. ``seconds`` has the wall time of
     each step: ``build``, ``load``, ``metric``, ``measure``, …. One that was ``pruned`` has neither latency nor memory,
     and a ``metric`` only where all rows were scored.
     """
@@ -88,7 +130,7 @@ class Trial:
     policy: Policy
     origin: str
     metric: float | None = None
-    latency: Latency | None = None
+    latency: Latency | Estimate | None = None
     latency_modelled: float | None = None
     size_bytes: int | None = None
     peak_memory_bytes: int | None = None
@@ -162,7 +204,7 @@ class FrontPoint:
     id: str
     policy: Policy
     metric: MetricPair
-    latency: Latency | None
+    latency: Latency | Estimate | None
     size_bytes: int
     peak_memory_bytes: int | None
     weight_bits_mean: float

@@ -149,7 +149,7 @@ def _by_rule(front: Front, points: list[FrontPoint], how: str) -> tuple[FrontPoi
         return metric_loss(metric_of(front, point), front.metric_direction)
 
     def ratio(point: FrontPoint) -> float:
-        return point.latency.ratio_to_float32 if point.latency else float("inf")
+        return point.latency.ratio if point.latency else float("inf")
 
     if how == "best":
         best = min(points, key=lambda point: (loss(point), ratio(point), point.size_bytes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnx
@@ -15,7 +16,7 @@ from autoq.record.choice import Choice, Weights, choose
 from autoq.record.files import write_atomically
 from autoq.record.front import read_front
 from autoq.record.health import HEALTH_FILE, point_health
-from autoq.record.manifest import MANIFEST_FILE, MODEL_FILE, manifest_of
+from autoq.record.manifest import MANIFEST_FILE, manifest_of, model_file
 from autoq.record.run_folder import RunFolder
 
 _INFER = '''"""Runs {file} on random data; put your own arrays in `feeds`. Needs onnxruntime and numpy, nothing else."""
@@ -64,9 +65,11 @@ def export_choice(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{out} cannot be made: {error.strerror or error}; give another --out") from None
-    write_atomically(out / MODEL_FILE, model)
+    write_atomically(out / model_file(point), model)
     write_atomically(out / MANIFEST_FILE, json.dumps(manifest, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
-    write_atomically(out / "infer.py", infer_script(model))
+    script = INFER_SCRIPTS.get(manifest["runtime"]["name"])
+    if script is not None:
+        write_atomically(out / "infer.py", script(model))
     health = point_health(run, point.id)
     if health is not None:
         write_atomically(out / HEALTH_FILE, health)
@@ -85,4 +88,8 @@ def infer_script(model: bytes) -> str:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
         random = f"np.random.rand(*{shape})" if dtype.startswith("float") else f"np.ones({shape})"
         lines.append(f"    {value.name!r}: {random}.astype({dtype!r}),")
-    return _INFER.format(file=MODEL_FILE, feeds="\n".join(lines))
+    return _INFER.format(file="model.onnx", feeds="\n".join(lines))
+
+
+INFER_SCRIPTS: Mapping[str, Callable[[bytes], str]] = {"onnxruntime": infer_script}
+"""Runtime -> what writes a script that runs a model on it."""

@@ -13,10 +13,13 @@ Version 1::
              "size_bytes", "peak_memory_bytes", "weight_bits_mean", "model_path", "sha256", "origin",
              "polish": {"kind", "measure", "held_out": [before, after], "layers", "seconds", "before": POINT}}
     LATENCY = {"median_ms", "ratio_to_float32", "ratio_ci95", "batch", "threads"}
+            | {"median_ms", "ratio", "reference", "ratio_ci95", "batch", "threads"}
+            | {"estimated": true, "by", "ms", "ratio", "reference", "figures": {str: float}}
 
 ``form`` is there where the points have another form than the model, ``polish`` where a point was polished, ``gap_se``
 (:class:`autoq.core.result.MetricPair`) from the second point of a final front on, ``why_empty`` where there are no
-points, ``pruned`` where trials were. Raw timing samples are left out. A reader ignores fields it does not know, and
+points, ``pruned`` where trials were. ``ratio`` is against ``reference``, where the hardware cannot run float32; the
+baseline then has no latency. Raw timing samples are left out. A reader ignores fields it does not know, and
 refuses a newer version.
 """
 
@@ -34,6 +37,7 @@ from autoq.core.result import DroppedPoint, FormGain, Front, FrontPoint, Latency
 from autoq.errors import JobError, RunError
 from autoq.record.files import write_atomically
 from autoq.record.json_reader import Node
+from autoq.record.speed import latency_document, read_latency
 
 VERSION = 1
 
@@ -121,7 +125,7 @@ def _read_version_1(root: Node) -> Front:
         objectives=objectives,
         metric_name=metric.get("name").text(),
         metric_direction=direction,
-        baseline=_read_point(root.get("baseline"), objectives),
+        baseline=_read_point(root.get("baseline"), ()),
         points=tuple(_read_point(item, objectives) for item in root.get("points").items()),
         dropped=tuple(
             DroppedPoint(point=_read_point(item.get("point"), objectives), why=item.get("why").text())
@@ -143,9 +147,10 @@ def _read_form(root: Node) -> FormGain | None:
     if "form" not in dict(root.fields()):
         return None
     form = root.get("form")
-    return FormGain(
-        names=tuple(item.text() for item in form.get("names").items()), latency=_read_latency(form.get("latency"))
-    )
+    latency = read_latency(form.get("latency"))
+    if not isinstance(latency, Latency):
+        form.get("latency").fail("must be measured")
+    return FormGain(names=tuple(item.text() for item in form.get("names").items()), latency=latency)
 
 
 def _point_document(point: FrontPoint) -> dict[str, Any]:
@@ -160,7 +165,7 @@ def _point_document(point: FrontPoint) -> dict[str, Any]:
             "drop_ci95": _pair(metric.drop_ci95),
             **({"gap_se": dict(metric.gap_se)} if metric.gap_se else {}),
         },
-        "latency": None if latency is None else _latency_document(latency),
+        "latency": None if latency is None else latency_document(latency),
         "size_bytes": point.size_bytes,
         "peak_memory_bytes": point.peak_memory_bytes,
         "weight_bits_mean": point.weight_bits_mean,
@@ -183,17 +188,7 @@ def _polish_document(polish: Polish) -> dict[str, Any]:
 
 
 def _form_document(form: FormGain) -> dict[str, Any]:
-    return {"names": list(form.names), "latency": _latency_document(form.latency)}
-
-
-def _latency_document(latency: Latency) -> dict[str, Any]:
-    return {
-        "median_ms": latency.median_ms,
-        "ratio_to_float32": latency.ratio_to_float32,
-        "ratio_ci95": _pair(latency.ratio_ci95),
-        "batch": latency.batch,
-        "threads": latency.threads,
-    }
+    return {"names": list(form.names), "latency": latency_document(form.latency)}
 
 
 def _read_point(node: Node, objectives: tuple[str, ...]) -> FrontPoint:
@@ -218,7 +213,7 @@ def _read_point(node: Node, objectives: tuple[str, ...]) -> FrontPoint:
             drop_ci95=metric.get("drop_ci95").pair_or_none(),
             gap_se=_read_gaps(metric),
         ),
-        latency=None if latency_node.is_null else _read_latency(latency_node),
+        latency=None if latency_node.is_null else read_latency(latency_node),
         size_bytes=node.get("size_bytes").integer(),
         peak_memory_bytes=None if memory.is_null else memory.integer(),
         weight_bits_mean=node.get("weight_bits_mean").number(),
@@ -251,19 +246,6 @@ def _read_polish(point: Node, objectives: tuple[str, ...]) -> Polish | None:
         seconds=node.get("seconds").number(),
         before=_read_point(node.get("before"), objectives),
     )
-
-
-def _read_latency(node: Node) -> Latency:
-    try:
-        return Latency(
-            median_ms=node.get("median_ms").number(),
-            ratio_to_float32=node.get("ratio_to_float32").number(),
-            ratio_ci95=node.get("ratio_ci95").pair(),
-            batch=node.get("batch").integer(),
-            threads=node.get("threads").integer(),
-        )
-    except ValueError as error:
-        node.fail(str(error))
 
 
 def _pair(interval: tuple[float, float] | None) -> list[float] | None:

@@ -86,7 +86,7 @@ def _traces(panel: Panel, *, first: bool) -> list[dict[str, Any]]:
         ("trial (search split)", panel.trials, TRIAL_COLOUR, "circle", 6, 0.45),
         ("front, 95 % interval", others, POINT_COLOUR, "circle", 9, 1.0),
         ("knee", knees, KNEE_COLOUR, "diamond", 12, 1.0),
-        ("float32", [panel.baseline], BASELINE_COLOUR, "star", 15, 1.0),
+        ("float32", [panel.baseline] if panel.baseline else [], BASELINE_COLOUR, "star", 15, 1.0),
     ]
     traces = []
     for name, marks, colour, symbol, size, opacity in series:

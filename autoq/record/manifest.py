@@ -9,8 +9,9 @@ Version 1::
      "scales": {tensor: {"scale": float, "zero_point": int, "dtype": "uint8" | "int8"}},
      "metric": {"name", "direction", "search", "final", "final_ci95", "drop_ci95", "float32": {"search", "final"}},
      "polish": {"kind", "measure", "held_out", "before": {"sha256", "search", "final"}} | null,
-     "latency": {"median_ms", "ratio_to_float32", "ratio_ci95", "batch", "threads"} | null,
-     "peak_memory_bytes": int | null, "profile": str, "versions": {package: version},
+     "latency": LATENCY of front.json | null,
+     "peak_memory_bytes": int | null, "profile": str, "runtime": {"name": str, "options": {}},
+     "versions": {package: version},
      "job": {...}, "base_dir": str}
 """
 
@@ -25,14 +26,23 @@ import onnx
 from onnx import numpy_helper
 
 from autoq.core.layer import Layer
-from autoq.core.result import Front, FrontPoint, Latency
+from autoq.core.result import Front, FrontPoint
 from autoq.core.scheme import Scheme
 from autoq.errors import JobError, RunError
 from autoq.record.json_reader import Node
+from autoq.record.speed import latency_document
 
 VERSION = 1
-MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
+
+
+ONNX_RUNTIME: Mapping[str, Any] = {"name": "onnxruntime", "options": {}}
+"""What scored the models of runs and manifests that do not say it."""
+
+
+def model_file(point: FrontPoint) -> str:
+    """What a point's file is called where it is exported: ``"model.onnx"``."""
+    return f"model{Path(point.model_path).suffix}"
 
 
 def layer_record(layer: Layer, outputs: tuple[str, ...]) -> dict[str, Any]:
@@ -60,14 +70,14 @@ def manifest_of(front: Front, point: FrontPoint, run: Mapping[str, Any], model: 
         "id": point.id,
         "origin": point.origin,
         "model": {
-            "file": MODEL_FILE,
+            "file": model_file(point),
             "sha256": point.sha256,
             "size_bytes": point.size_bytes,
             "weight_bits_mean": point.weight_bits_mean,
         },
         "source": {"file": Path(base.model_path).name, "sha256": base.sha256, "size_bytes": base.size_bytes},
         "layers": _layers(record.get("layers"), point.policy.to_text()),
-        "scales": activation_scales(model),
+        "scales": activation_scales(model) if point.model_path.endswith(".onnx") else {},
         "metric": {
             "name": front.metric_name,
             "direction": front.metric_direction,
@@ -78,9 +88,10 @@ def manifest_of(front: Front, point: FrontPoint, run: Mapping[str, Any], model: 
             "float32": {"search": base.metric.search, "final": base.metric.final},
         },
         "polish": _polish(point),
-        "latency": _latency(point.latency),
+        "latency": None if point.latency is None else latency_document(point.latency),
         "peak_memory_bytes": point.peak_memory_bytes,
         "profile": record.get("profile").value,
+        "runtime": run.get("runtime", ONNX_RUNTIME),
         "versions": record.get("versions").value,
         "job": record.get("job").value,
         "base_dir": record.get("base_dir").value,
@@ -167,16 +178,4 @@ def _polish(point: FrontPoint) -> dict[str, Any] | None:
         "measure": point.polish.measure,
         "held_out": list(point.polish.held_out),
         "before": {"sha256": before.sha256, "search": before.metric.search, "final": before.metric.final},
-    }
-
-
-def _latency(latency: Latency | None) -> dict[str, Any] | None:
-    if latency is None:
-        return None
-    return {
-        "median_ms": latency.median_ms,
-        "ratio_to_float32": latency.ratio_to_float32,
-        "ratio_ci95": list(latency.ratio_ci95),
-        "batch": latency.batch,
-        "threads": latency.threads,
     }

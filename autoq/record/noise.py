@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 
 from autoq.core.objectives import metric_drop
-from autoq.core.result import Front, FrontPoint, Latency
+from autoq.core.result import Estimate, Front, FrontPoint, Latency
 from autoq.record.figures import metric_of
 
 Z95 = 1.96
@@ -63,7 +63,7 @@ def cost_ratio(a: FrontPoint, b: FrontPoint, objective: str) -> float | None:
     if objective == "latency":
         if a.latency is None or b.latency is None:
             return None
-        return a.latency.ratio_to_float32 / b.latency.ratio_to_float32
+        return a.latency.ratio / b.latency.ratio
     if objective == "size":
         return a.size_bytes / b.size_bytes if b.size_bytes else None
     first, second = a.peak_memory_bytes, b.peak_memory_bytes
@@ -103,6 +103,9 @@ def nothing_ranked(front: Front) -> bool:
     )
 
 
-def _half_width(latency: Latency) -> float:
-    low, high = latency.ratio_ci95
+def _half_width(latency: Latency | Estimate) -> float:
+    """0 for an estimate, which comes out the same every time."""
+    if latency.interval is None:
+        return 0.0
+    low, high = latency.interval
     return math.log(high / low) / 2

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autoq.core.objectives import metric_drop
-from autoq.core.result import Front, FrontPoint, Trial
+from autoq.core.result import FLOAT32_NAME, Front, FrontPoint, Trial
 from autoq.record.figures import drop_of, uses_final
+from autoq.record.speed import estimator_of, reference_of, speed_text
 from autoq.record.summary import front_marks, metric_unit, policy_summary
 
 BASELINE_COLOUR = "#222222"
@@ -39,12 +40,15 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """Metric drop (y) against one objective (x); ``x_range`` and ``y_range`` hold the front, and may cut off trials."""
+    """Metric drop (y) against one objective (x); ``x_range`` and ``y_range`` hold the front, and may cut off trials.
+
+    ``baseline`` is ``None`` where the hardware cannot run float32.
+    """
 
     title: str
     x_label: str
     y_label: str
-    baseline: Mark
+    baseline: Mark | None
     points: tuple[Mark, ...]
     trials: tuple[Mark, ...]
     x_range: tuple[float, float]
@@ -61,7 +65,7 @@ class Panel:
 
 
 _AXES = {
-    "latency": ("Speed", "latency, ratio to float32 (measured; less is faster)"),
+    "latency": ("Speed", "latency"),
     "size": ("Size", "file size, KB"),
     "peak_memory": ("Memory", "peak memory, MB"),
 }
@@ -79,10 +83,7 @@ def plot_panels(front: Front, trials: Sequence[Trial]) -> list[Panel]:
 def _panel(front: Front, trials: Sequence[Trial], objective: str) -> Panel | None:
     marks = front_marks(front)
     baseline_x = _x(front.baseline, objective)
-    if baseline_x is None:
-        return None
     factor, unit = metric_unit(front)
-    baseline = Mark(id=front.baseline.id, x=baseline_x, y=0.0, names=("float32",), lines=("the baseline",))
     points = [
         _point_mark(front, point, objective, x, factor, marks[point.id])
         for point in front.points
@@ -96,9 +97,18 @@ def _panel(front: Front, trials: Sequence[Trial], objective: str) -> Panel | Non
             who = f"trial {trial.number}, {trial.origin}"
             lines = (who, policy_summary(trial.policy), f"search split: {trial.metric:.5g}")
             clouds.append(Mark(id=trial.id, x=x, y=drop * factor, lines=lines))
+    # Float32 has no place where the hardware cannot run it.
+    baseline = None
+    if baseline_x is not None:
+        baseline = Mark(id=front.baseline.id, x=baseline_x, y=0.0, names=("float32",), lines=("the baseline",))
+    if baseline is None and not points and not clouds:
+        return None
     title, x_label = _AXES[objective]
+    if objective == "latency":
+        how = "estimated" if estimator_of(front) else "measured"
+        x_label = f"latency, ratio to {reference_of(front)} ({how}; less is faster)"
     split = "final" if uses_final(front) else "search"
-    shown = [baseline, *points]
+    shown = [*([baseline] if baseline else []), *points] or clouds
     return Panel(
         title=title,
         x_label=x_label,
@@ -120,7 +130,8 @@ def _point_mark(
     if metric.final is not None:
         lines.append(f"final split: {metric.final:.5g}")
     if latency is not None:
-        lines.append(f"{1 / latency.ratio_to_float32:.2f}x as fast as float32, {latency.median_ms:.4g} ms")
+        against = " as float32" if latency.reference == FLOAT32_NAME else ""
+        lines.append(f"{speed_text(latency)}{against}, {latency.ms:.4g} ms")
     lines.append(f"{point.size_bytes / 1e3:,.0f} KB, {point.weight_bits_mean:.2f} bits a weight")
     if point.peak_memory_bytes is not None:
         lines.append(f"peak memory {point.peak_memory_bytes / 1e6:,.1f} MB")
@@ -128,7 +139,7 @@ def _point_mark(
         id=point.id,
         x=x,
         y=drop_of(front, point) * factor,
-        x_ci95=latency.ratio_ci95 if latency and objective == "latency" else None,
+        x_ci95=latency.interval if latency and objective == "latency" else None,
         y_ci95=(interval[0] * factor, interval[1] * factor) if interval else None,
         names=names,
         lines=tuple(lines),
@@ -137,7 +148,7 @@ def _point_mark(
 
 def _x(model: FrontPoint | Trial, objective: str) -> float | None:
     if objective == "latency":
-        return model.latency.ratio_to_float32 if model.latency else None
+        return model.latency.ratio if model.latency else None
     if objective == "size":
         return None if model.size_bytes is None else model.size_bytes / 1e3
     return None if model.peak_memory_bytes is None else model.peak_memory_bytes / 1e6

@@ -105,7 +105,8 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     _scatter(axes, [(mark.x, mark.y) for mark in inside], "o", TRIAL_COLOUR, 16, "trial (search split)", alpha=0.7)
     _scatter(axes, outside, "^", TRIAL_COLOUR, 22, "trial off scale", alpha=0.7, clip_on=False)
     axes.axhline(0, color=BASELINE_COLOUR, lw=0.6, ls=":", zorder=1)
-    axes.axvline(panel.baseline.x, color=BASELINE_COLOUR, lw=0.6, ls=":", zorder=1)
+    if panel.baseline is not None:
+        axes.axvline(panel.baseline.x, color=BASELINE_COLOUR, lw=0.6, ls=":", zorder=1)
     for mark in panel.points:
         colour = KNEE_COLOUR if "knee" in mark.names else POINT_COLOUR
         axes.errorbar(
@@ -115,7 +116,8 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     _scatter(axes, [(mark.x, mark.y) for mark in panel.points], "o", POINT_COLOUR, 42, "front, 95 % interval", zorder=4)
     knees = [(mark.x, mark.y) for mark in panel.points if "knee" in mark.names]
     _scatter(axes, knees, "D", KNEE_COLOUR, 60, "knee", zorder=5)
-    _scatter(axes, [(panel.baseline.x, panel.baseline.y)], "*", BASELINE_COLOUR, 190, "float32", zorder=5)
+    if panel.baseline is not None:
+        _scatter(axes, [(panel.baseline.x, panel.baseline.y)], "*", BASELINE_COLOUR, 190, "float32", zorder=5)
     _name_points(axes, panel.points)
     axes.set(xlim=panel.x_range, ylim=panel.y_range, xlabel=panel.x_label)
     axes.set_title(panel.title, fontsize=11)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autoq.core.result import Front, Latency
+from autoq.core.result import Front
 from autoq.record.figures import metric_of, uses_final
+from autoq.record.speed import point_speed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,7 @@ def polish_table(front: Front) -> list[PolishRow]:
                 held_out=polish.held_out,
                 on_final=final,
                 metric=(old, metric_of(front, point)),
-                speedup=(_speedup(before.latency), _speedup(point.latency)),
+                speedup=(point_speed(before), point_speed(point)),
                 size_bytes=(before.size_bytes, point.size_bytes),
                 layers=polish.layers,
                 seconds=polish.seconds,
@@ -62,7 +63,3 @@ def polish_text(front: Front, row: PolishRow) -> str:
         f"{row.measure} to float32 on calibration rows held out {row.held_out[0]:.4g} -> {row.held_out[1]:.4g}{speed}; "
         f"{row.layers} layers in {row.seconds:.0f} s"
     )
-
-
-def _speedup(latency: Latency | None) -> float | None:
-    return None if latency is None else 1 / latency.ratio_to_float32

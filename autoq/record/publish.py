@@ -9,6 +9,7 @@ import numpy as np
 
 from autoq.core.proxy import ProxyTruth
 from autoq.core.result import Front, Trial
+from autoq.model.target import Target
 from autoq.record.evidence_plots import plot_importances, plot_proxies
 from autoq.record.files import write_atomically
 from autoq.record.health import HEALTH_FILE, Health, health_json
@@ -17,7 +18,6 @@ from autoq.record.interactive import front_html
 from autoq.record.plots import plot_front, png
 from autoq.record.report import report_html
 from autoq.record.tracking import Tracker
-from autoq.runtime.ort import open_session, run_batches
 
 EXAMPLE_ROWS = 2
 
@@ -31,6 +31,7 @@ def publish(
     example: Mapping[str, np.ndarray],
     batch: int,
     health: Health,
+    target: Target,
     proxies: Sequence[ProxyTruth] = (),
 ) -> None:
     """Writes the pictures, ``front.html``, ``report.html`` and ``health.json`` into the run folder; logs the report.
@@ -51,5 +52,8 @@ def publish(
     tracker.log_front(front, trials, folder, extras)
     for point in front.points:
         path = folder / point.model_path
-        outputs = run_batches(open_session(path, threads=1), example, batch)
-        tracker.log_model(point, path, input_example=example, outputs=outputs)
+        if target.runs_onnx:
+            outputs = target.outputs(path, example, batch)
+            tracker.log_model(point, path, input_example=example, outputs=outputs)
+        else:
+            tracker.log_model_file(point, path)

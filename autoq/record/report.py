@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from autoq.core.proxy import ProxyTruth
-from autoq.core.result import Front, Trial
+from autoq.core.result import Estimate, Front, Trial
 from autoq.record.choice_summary import ties_text
 from autoq.record.evidence_plots import most_important, proxies_div, rank_text
 from autoq.record.figures import uses_final
@@ -19,6 +19,7 @@ from autoq.record.importance import importances
 from autoq.record.interactive import front_div, plotting_script
 from autoq.record.plot_data import BITS_COLOURS
 from autoq.record.polish_summary import polish_table
+from autoq.record.speed import estimator_of, reference_of
 from autoq.record.summary import FrontRow, describe_gain, front_marks, front_table, metric_unit, policy_summary
 
 _MOST_MESSAGES = 10
@@ -77,13 +78,17 @@ def _facts(front: Front) -> str:
 def _front_table(front: Front) -> str:
     factor, unit = metric_unit(front)
     head = [
-        "model", front.metric_name, f"drop, {unit}", "speed, x float32", "ms", "size, KB", "of float32",
+        "model", front.metric_name, f"drop, {unit}", _speed_head(front), "ms", "size, KB", "of float32",
         "peak memory, MB", "bits a weight", "schemes",
     ]  # fmt: skip
     rows = "".join(_front_row(row, factor) for row in front_table(front))
     heads = "".join(f"<th>{html.escape(text)}</th>" for text in head)
     table = f'<table class="numbers"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
     return f'<div class="wide">{table}</div>'
+
+
+def _speed_head(front: Front) -> str:
+    return f"speed, x {reference_of(front)}" + (", estimated" if estimator_of(front) else "")
 
 
 def _front_row(row: FrontRow, factor: float) -> str:
@@ -182,7 +187,7 @@ def _polish(front: Front) -> str:
         return ""
     split = "final" if rows[0].on_final else "search"
     head = [
-        "model", "kind", f"{front.metric_name}, {split} split", "to float32 on rows held out", "speed, x float32",
+        "model", "kind", f"{front.metric_name}, {split} split", "to float32 on rows held out", _speed_head(front),
         "size, KB", "layers changed", "s",
     ]  # fmt: skip
     body = []
@@ -254,11 +259,17 @@ def _measurement(front: Front) -> str:
     facts: dict[str, object] = {"objectives": ", ".join(front.objectives)}
     split = "the final split, which the search never saw" if uses_final(front) else "the search split"
     facts["metric"] = f"{front.metric_name} ({front.metric_direction}d), of the very file, on {split}"
-    latency = front.baseline.latency
-    if latency is not None:
+    timed = [point.latency for point in (front.baseline, *front.points) if point.latency is not None]
+    latency = timed[0] if timed else None
+    if isinstance(latency, Estimate):
         facts["speed"] = (
-            "float32's time over the model's, measured alone in warm blocks in turn with float32: the median over "
-            "blocks, with its 95 % bootstrap interval"
+            f"estimated by {latency.by}, which models the hardware; nothing was timed. The time of {latency.reference} "
+            "over the model's"
+        )
+    elif latency is not None:
+        facts["speed"] = (
+            f"the time of {latency.reference} over the model's, measured alone in warm blocks in turn with it: the "
+            "median over blocks, with its 95 % bootstrap interval"
         )
         facts["batch"], facts["threads"] = latency.batch, latency.threads
     facts["drop"] = "what the metric loses against float32 on the same rows; positive is worse; 95 % bootstrap interval"

@@ -10,6 +10,7 @@ from autoq.core.result import FormGain, Front, FrontPoint
 from autoq.record.choice import select
 from autoq.record.figures import drop_of, metric_of, uses_final
 from autoq.record.noise import nothing_ranked
+from autoq.record.speed import estimator_of, point_speed, speed_interval, speed_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +18,8 @@ class FrontRow:
     """One row of the front's table; ``None`` is what was not measured.
 
     ``metric`` is the final split's where ``on_final``, ``drop`` its loss against float32 (positive is worse).
-    ``speedup`` is float32's time over this one's (2 = twice as fast). ``size_ratio`` is against float32, ``size_kb``
+    ``speedup`` is the time of the latencies' reference, float32 unless the hardware cannot run it, over this one's (2 =
+    twice as fast); with no interval it is an estimate. ``size_ratio`` is against float32, ``size_kb``
     and ``peak_memory_mb`` are thousands and millions of bytes. ``marks`` has what the point is chosen for.
     """
 
@@ -75,15 +77,16 @@ def describe_gain(front: Front) -> str:
         return f"Nothing was gained: no quantized model is on the front.{why}"
     marks = {key: [m for m in names if m != "best"] for key, names in front_marks(front).items()}
     timed = [point.latency for point in points if point.latency]
-    faster = [latency for latency in timed if latency.ratio_ci95[1] < 1]
+    faster = [latency for latency in timed if (latency.interval or (latency.ratio, latency.ratio))[1] < 1]
     smaller = [point for point in points if point.size_bytes < baseline.size_bytes]
     sentences = []
     if timed and not faster:
-        best = min(timed, key=lambda latency: latency.ratio_to_float32)
-        low, high = best.ratio_ci95
+        best = min(timed, key=lambda latency: latency.ratio)
+        span = speed_interval(best)
+        how = "estimated" if span is None else f"95 % interval {span[0]:.2f} to {span[1]:.2f}"
+        where = "" if span is None else " on this machine"
         sentences.append(
-            f"No point is faster than float32 on this machine (the fastest runs at {1 / best.ratio_to_float32:.2f}x, "
-            f"95 % interval {1 / high:.2f} to {1 / low:.2f})."
+            f"No point is faster than {best.reference}{where} (the fastest runs at {1 / best.ratio:.2f}x, {how})."
         )
     if not smaller:
         sentences.append("No point is smaller than float32.")
@@ -95,6 +98,8 @@ def describe_gain(front: Front) -> str:
             if names:
                 title = " and ".join(names)
                 sentences.append(f"{title[0].upper()}{title[1:]} ({point.id}): {_gain(front, point)}.")
+    if estimator_of(front):
+        sentences.append(f"Speeds are estimates by {estimator_of(front)}: nothing was timed.")
     if nothing_ranked(front):
         sentences.append(
             f"The final split tells no two of these {len(front.points)} points apart in {front.metric_name} (95 %): "
@@ -110,7 +115,7 @@ def form_text(form: FormGain) -> str:
     low, high = form.latency.ratio_ci95
     return (
         f"All points have the form {', '.join(form.names)}; float32 itself, written like that, runs at "
-        f"{1 / form.latency.ratio_to_float32:.2f}x (95 % interval {1 / high:.2f} to {1 / low:.2f})."
+        f"{1 / form.latency.ratio:.2f}x (95 % interval {1 / high:.2f} to {1 / low:.2f})."
     )
 
 
@@ -150,7 +155,7 @@ def loss_text(front: Front, point: FrontPoint) -> str:
 
 
 def _gain(front: Front, point: FrontPoint) -> str:
-    speed = f"{1 / point.latency.ratio_to_float32:.2f}x as fast and " if point.latency else ""
+    speed = f"{speed_text(point.latency)} and " if point.latency else ""
     size = f"{point.size_bytes / front.baseline.size_bytes:.2f} of the size of float32"
     return f"{speed}{size} at {loss_text(front, point)}"
 
@@ -171,9 +176,9 @@ def _row(front: Front, point: FrontPoint, marks: tuple[str, ...]) -> FrontRow:
         metric_ci95=point.metric.final_ci95 if final else None,
         drop=drop_of(front, point),
         drop_ci95=point.metric.drop_ci95 if final else None,
-        speedup=1 / latency.ratio_to_float32 if latency else None,
-        speedup_ci95=(1 / latency.ratio_ci95[1], 1 / latency.ratio_ci95[0]) if latency else None,
-        latency_ms=latency.median_ms if latency else None,
+        speedup=point_speed(point),
+        speedup_ci95=speed_interval(latency),
+        latency_ms=latency.ms if latency else None,
         size_ratio=point.size_bytes / front.baseline.size_bytes if front.baseline.size_bytes else 1.0,
         size_kb=point.size_bytes / 1e3,
         peak_memory_mb=None if point.peak_memory_bytes is None else point.peak_memory_bytes / 1e6,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from autoq.core.result import Front, FrontPoint, Trial
+from autoq.core.result import Estimate, Front, FrontPoint, Trial
 from autoq.errors import TrackingError
 from autoq.record.figures import drop_of
 from autoq.record.front_files import collect_front_files, flat_table
@@ -184,6 +184,11 @@ class Tracker:
             uri = self._write_model(point, model, input_example, outputs, metadata)
         return uri
 
+    def log_model_file(self, point: FrontPoint, path: str | os.PathLike[str]) -> None:
+        """Log a point's file, of a kind that MLflow has no flavor for, as an artifact of its trial. Never raises."""
+        with self._guard(f"the model {point.id} could not be logged"):
+            self._client.log_artifact(self._child_of.get(point.id, self.run_id), os.fspath(path), "model")
+
     def finish(self, status: Status = "FINISHED") -> None:
         """Log what waits, if the server will have it, and end the parent run. Never raises."""
         with _quiet():
@@ -276,7 +281,8 @@ class Tracker:
         if point.metric.final is not None:
             metrics = {"final_metric": point.metric.final, "final_drop": drop_of(front, point)}
         if front.final and point.latency is not None:
-            metrics["final_latency_ratio"] = point.latency.ratio_to_float32
+            estimated = isinstance(point.latency, Estimate)
+            metrics["latency_estimated_ratio" if estimated else "final_latency_ratio"] = point.latency.ratio
         tags = {"autoq.front": on_front} | ({"autoq.dropped": why} if why else {})
         if point.polish is not None:
             values, tags["autoq.polish"] = polish_metrics(point.polish), point.polish.kind

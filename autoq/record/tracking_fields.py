@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from autoq.core.result import Polish, Trial
+from autoq.core.result import Estimate, Polish, Trial
 from autoq.record.summary import policy_summary
 
 # Limits of the tracking server's data model (MLflow 3: mlflow/utils/validation.py).
@@ -74,15 +74,18 @@ def trial_params(trial: Trial) -> dict[str, str]:
 def trial_metrics(trial: Trial) -> dict[str, float]:
     """What was measured, by name; what was not measured has no entry.
 
-    ``latency_modelled`` and, of a pruned trial, ``pruned.metric`` and ``pruned.bound`` are estimates.
+    ``latency_modelled``, ``latency_estimated_ratio`` with what else a model of the hardware says
+    (``estimated.cycles``) and, of a pruned trial, ``pruned.metric`` and ``pruned.bound`` are estimates.
     """
     latency = trial.latency
+    interval = latency.interval if latency else None
+    kind = "latency_estimated_" if isinstance(latency, Estimate) else "latency_"
     values = {
         "metric": trial.metric,
-        "latency_ratio": latency.ratio_to_float32 if latency else None,
-        "latency_ratio_low": latency.ratio_ci95[0] if latency else None,
-        "latency_ratio_high": latency.ratio_ci95[1] if latency else None,
-        "latency_ms": latency.median_ms if latency else None,
+        f"{kind}ratio": latency.ratio if latency else None,
+        f"{kind}ratio_low": interval[0] if interval else None,
+        f"{kind}ratio_high": interval[1] if interval else None,
+        f"{kind}ms": latency.ms if latency else None,
         "latency_modelled": trial.latency_modelled,
         "size_bytes": trial.size_bytes,
         "peak_memory_bytes": trial.peak_memory_bytes,
@@ -91,6 +94,8 @@ def trial_metrics(trial: Trial) -> dict[str, float]:
     if trial.pruned is not None:
         values |= {"pruned.rows": trial.pruned.rows, "pruned.metric": trial.pruned.metric}
         values |= {"pruned.bound": trial.pruned.bound}
+    if isinstance(latency, Estimate):
+        values |= {f"estimated.{name}": value for name, value in latency.figures.items()}
     values |= {f"seconds.{step}": seconds for step, seconds in trial.seconds.items()}
     return {name: float(value) for name, value in values.items() if value is not None}
 
@@ -101,7 +106,7 @@ def polish_metrics(polish: Polish) -> dict[str, float]:
     values = {
         "polish.before.metric": before.metric.search,
         "polish.before.final_metric": before.metric.final,
-        "polish.before.final_latency_ratio": before.latency.ratio_to_float32 if before.latency else None,
+        "polish.before.final_latency_ratio": before.latency.ratio if before.latency else None,
         "polish.held_out_before": polish.held_out[0],
         "polish.held_out_after": polish.held_out[1],
         "seconds.polish": polish.seconds,

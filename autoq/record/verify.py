@@ -13,19 +13,20 @@ from onnx import TensorProto, numpy_helper
 from autoq.core.identity import sha256_hex
 from autoq.core.scheme import Scheme
 from autoq.errors import AutoqError, RunError, TrialError
+from autoq.model.target import Target
 from autoq.numerics.product import width
 from autoq.numerics.scales import WEIGHT_LEVELS
-from autoq.record.manifest import activation_scales, read_manifest
+from autoq.record.manifest import ONNX_RUNTIME, activation_scales, read_manifest
 from autoq.runtime.data import load_split
 from autoq.runtime.executed import Executed, LayerNames, executed_kernels
 from autoq.runtime.metric import resolve_metric
-from autoq.runtime.ort import input_specs, open_session, run_batches
 from autoq.spec.job import load_job
 
 Status = Literal["ok", "failed", "skipped"]
 
 # What stands between a stored weight and the layer that reads it.
 _UNPACKING = frozenset(["Cast", "DequantizeLinear", "Gather", "Mul", "Pad", "Transpose"])
+_NAMES = {"onnxruntime": "stock ONNX Runtime"}
 _STORED = {8: TensorProto.INT8, 4: TensorProto.INT4, 2: TensorProto.INT2, 16: TensorProto.FLOAT16}
 _INDICES = {4: TensorProto.UINT4, 2: TensorProto.UINT2}
 
@@ -76,26 +77,38 @@ def verify(folder: Path, *, job: str | None = None, metric: bool = True) -> Veri
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
     checks = [_hash(model, manifest)]
+    runtime = manifest.get("runtime", ONNX_RUNTIME)
+    target = Target.load(runtime["name"], runtime["options"])
+    stock = runtime["name"] == ONNX_RUNTIME["name"]
     layers: tuple[LayerCheck, ...] = ()
     try:
-        open_session(path)
-        layers = _layers(path, model, manifest)
+        target.runtime.open(path)
+        layers = _layers(path, model, manifest) if stock else ()
     except TrialError as error:
         checks.append(Check(name="load", status="failed", found=str(error)))
         return Verification(checks=tuple(checks), layers=())
-    checks.append(Check(name="load", status="ok", found="stock ONNX Runtime loads it"))
-    checks.append(_scales(model, manifest))
+    checks.append(Check(name="load", status="ok", found=f"{_NAMES.get(runtime['name'], runtime['name'])} loads it"))
+    if target.runs_onnx:
+        checks.append(_scales(model, manifest))
+    checks.append(_precision(layers) if stock else _untold(runtime["name"]))
+    if metric:
+        checks += _metric(path, manifest, job, target)
+    else:
+        checks.append(Check(name="metric", status="skipped", found="not asked for"))
+    return Verification(checks=tuple(checks), layers=layers)
+
+
+def _untold(runtime: str) -> Check:
+    return Check(name="precision", status="skipped", found=f"which kernels {runtime} runs is not asked")
+
+
+def _precision(layers: tuple[LayerCheck, ...]) -> Check:
     wrong = [layer for layer in layers if layer.problem]
     found = f"{len(layers) - len(wrong)} of {len(layers)} layers run in the precision asked for"
     unseen = sum(not layer.executed.kernel for layer in layers)
     if unseen:
         found += f"; {unseen} could not be found in the graph that the runtime made"
-    checks.append(Check(name="precision", status="failed" if wrong else "ok", found=found))
-    if metric:
-        checks += _metric(path, manifest, job)
-    else:
-        checks.append(Check(name="metric", status="skipped", found="not asked for"))
-    return Verification(checks=tuple(checks), layers=layers)
+    return Check(name="precision", status="failed" if wrong else "ok", found=found)
 
 
 def _hash(model: bytes, manifest: dict[str, Any]) -> Check:
@@ -196,11 +209,11 @@ def _columns_of_a_code(graph: onnx.GraphProto, codes: str) -> int | None:
     return next((int(t.dims[-1]) for t in graph.initializer if t.name == name and len(t.dims) == 2), None)
 
 
-def _metric(path: Path, manifest: dict[str, Any], job_file: str | None) -> list[Check]:
+def _metric(path: Path, manifest: dict[str, Any], job_file: str | None, target: Target) -> list[Check]:
     job = load_job(job_file) if job_file else load_job(manifest["job"], manifest["base_dir"])
     metric = resolve_metric(job)
-    session = open_session(path)
-    specs = input_specs(session)
+    session = target.runtime.open(path)
+    specs = target.runtime.inputs(session)
     checks = []
     for which in ("search", "final"):
         expected = manifest["metric"][which]
@@ -213,7 +226,7 @@ def _metric(path: Path, manifest: dict[str, Any], job_file: str | None) -> list[
                 f"{error}. The metric cannot be scored again without the data: give a job file that finds it with "
                 "--job, or leave the metric out with --no-metric"
             ) from None
-        actual = metric(run_batches(session, split.inputs, job.data.batch), split.targets)
+        actual = metric(target.runtime.run(session, split.inputs, job.data.batch), split.targets)
         same = np.float64(actual) == np.float64(expected)
         found = f"{metric.name} {actual!r} on {split.rows} rows" + (
             "" if same else f", where the search scored {expected!r}"

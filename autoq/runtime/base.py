@@ -43,6 +43,8 @@ class Runtime(Protocol):
     """
 
     name: str
+    suffix: str
+    """Of the files that it runs, with the dot: ``".onnx"``."""
 
     def open(self, model: bytes | Path, *, threads: int = 1) -> Any:
         """A session on ``model`` that computes with ``threads`` threads."""

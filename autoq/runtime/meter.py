@@ -17,16 +17,16 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from autoq.core.result import Latency
+from autoq.core.result import FLOAT32_NAME, Latency
 from autoq.errors import ProfileError, TrialError
 from autoq.numerics.bootstrap import median_ratio
+from autoq.runtime.gauge import Measurement
 from autoq.runtime.meter_process import MeterProcess
 from autoq.runtime.timing import CLEARLY, FEW_ROUNDS, Rounds, TimingPlan, clearly_above, enough
 from autoq.runtime.turn import measuring_turn
@@ -42,29 +42,8 @@ _MEMORY_RUNS = 3
 _DISTURBED_SHARE = 0.25  # a median is safe from this share of disturbed rounds
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement:
-    """What was measured of one file.
-
-    ``peak_memory_bytes``: growth of the process's resident memory, at its highest, by loading and running the file.
-    ``load_ms``: opening a session on the file, with the file in the page cache. ``disturbed``: more than a quarter
-    of the rounds lost their core for over a tenth of the time, even when timed again, or another measurement may have
-    run beside this one. ``cpu_share``: the median round's share of its core. ``load_average``: the machine's
-    over the last minute when the measurement began. ``cpus``: the cores that it was pinned to.
-    """
-
-    latency: Latency
-    peak_memory_bytes: int
-    load_ms: float
-    disturbed: bool = False
-    cpu_share: float = 1.0
-    repeated_rounds: int = 0
-    load_average: float | None = None
-    cpus: tuple[int, ...] = ()
-
-
 class Meter:
-    """Measures candidates against one float32 baseline. A context manager; may be used from several threads."""
+    """Measures candidates against one reference: the :class:`~autoq.runtime.gauge.Gauge` of this machine."""
 
     def __init__(
         self,
@@ -78,8 +57,10 @@ class Meter:
         plan: TimingPlan | None = None,
         final_plan: TimingPlan = FINAL_PLAN,
         timeout_s: float = 120.0,
+        reference_name: str = FLOAT32_NAME,
     ) -> None:
-        """``baseline`` is the float32 file as its user gave it. ``feeds`` has one inference's inputs, ``batch`` rows.
+        """``baseline`` is the reference: the float32 file as its user gave it, or, where that does not run here, one
+        that ``reference_name`` says. ``feeds`` has one inference's inputs, ``batch`` rows.
 
         ``runtime_options`` go to the runtime's constructor (``{"provider": ...}``). ``timeout_s`` bounds each
         candidate's latency and memory measurement, each by itself. Raises
@@ -91,6 +72,7 @@ class Meter:
             raise ProfileError(f"latency is measured with at least 1 thread, not {threads}")
         self.baseline, self.batch, self.threads = Path(baseline).resolve(), batch, threads
         self.plan, self.final_plan, self.timeout_s = plan or SEARCH_PLAN, final_plan, timeout_s
+        self._reference_name = reference_name
         self._lock = threading.Lock()
         self._server = MeterProcess(runtime, dict(runtime_options or {}), threads, feeds)
         self._finalizer = weakref.finalize(self, self._server.close)
@@ -193,12 +175,13 @@ class Meter:
             low, high = low / (1 + CLEARLY), high * (1 + CLEARLY)
         return Latency(
             median_ms=statistics.median(candidate_ms),
-            ratio_to_float32=ratio,
+            ratio=ratio,
             ratio_ci95=(low, high),
             batch=self.batch,
             threads=self.threads,
             blocks_ms=candidate_ms,
             baseline_blocks_ms=baseline_ms,
+            reference=self._reference_name,
         )
 
     def _ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:

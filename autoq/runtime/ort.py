@@ -35,6 +35,7 @@ class OnnxRuntime:
     """The :class:`~autoq.runtime.base.Runtime` of ONNX Runtime, on one execution provider."""
 
     name = "onnxruntime"
+    suffix = ".onnx"
 
     def __init__(self, provider: str = "CPUExecutionProvider") -> None:
         _check_provider(provider)

@@ -20,8 +20,8 @@ from autoq.errors import MetricError, TrialError
 from autoq.model.entries import Entry
 from autoq.model.graph import Graph
 from autoq.model.lower import Affine, Lowering
+from autoq.model.target import Target
 from autoq.runtime.metric import Metric
-from autoq.runtime.ort import open_session, run_batches
 from autoq.search.fidelity import Hurdle, Steps, score_in_steps
 
 
@@ -31,7 +31,8 @@ class Workload:
 
     ``model`` is the serialized prepared model; ``inputs`` [rows, ...] and ``targets`` [rows] are the search split;
     ``metric`` is the job's metric as plain data, with ``base_dir`` to find its file. ``forms`` are those that
-    candidates are written in. ``steps`` is how they are scored; ``None`` is on all rows at once.
+    candidates are written in. ``steps`` is how they are scored; ``None`` is on all rows at once. ``runtime``, made with
+    ``runtime_options``, is what they are scored on (:data:`autoq.runtime.base.RUNTIMES`).
     """
 
     model: bytes
@@ -49,6 +50,8 @@ class Workload:
     threads: int = 1
     forms: tuple[str, ...] = ()
     steps: Steps | None = None
+    runtime: str = "onnxruntime"
+    runtime_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +97,7 @@ class Evaluator:
             accuracy_level=workload.accuracy_level,
             forms=workload.forms,
         )
+        self.target = Target.load(workload.runtime, workload.runtime_options)
         self.metric = Metric.from_spec(workload.metric, Path(workload.base_dir))
 
     def evaluate(self, policy: Policy, hurdle: Hurdle | None = None) -> Scored | Dropped | Failure:
@@ -102,7 +106,11 @@ class Evaluator:
         What goes wrong with the candidate comes back as a value. That holds for a defect of our own, too: one candidate
         that cannot be built must not cost the whole search.
         """
-        return self._attempt(policy, lambda: self.lowering.build(policy), hurdle or Hurdle())
+        return self._attempt(policy, lambda: self.build(policy), hurdle or Hurdle())
+
+    def build(self, policy: Policy) -> bytes:
+        """The file of a canonical policy, as it ships on the target; raises :class:`TrialError` (``build``)."""
+        return self.target.write(self.lowering.build(policy))
 
     def score(self, policy: Policy, build: Callable[[], bytes]) -> Scored | Failure:
         """As :meth:`evaluate`, of the file that ``build`` gives, on all rows whatever comes."""
@@ -115,7 +123,7 @@ class Evaluator:
         work = self.workload
         try:
             model = _timed(seconds, "build", build)
-            session = _timed(seconds, "load", lambda: open_session(model, threads=work.threads))
+            session = _timed(seconds, "load", lambda: self.target.runtime.open(model, threads=work.threads))
             outputs, pruned = _timed(seconds, "metric", lambda: self._outputs(session, hurdle.for_size(len(model))))
             sha256, bits = hashlib.sha256(model).hexdigest(), weight_bits_mean(work.layers, policy)
             if pruned is not None:
@@ -134,11 +142,11 @@ class Evaluator:
         return Scored(model=model, metric=metric, sha256=sha256, weight_bits_mean=bits, seconds=seconds)
 
     def _outputs(self, session: Any, limit: tuple[float, str]) -> tuple[dict[str, np.ndarray], Pruned | None]:
-        work = self.workload
+        work, run = self.workload, self.target.runtime.run
         if work.steps is None:
-            return run_batches(session, work.inputs, work.batch), None
+            return run(session, work.inputs, work.batch), None
         return score_in_steps(
-            lambda rows: run_batches(session, rows, work.batch),
+            lambda rows: run(session, rows, work.batch),
             self.metric,
             work.inputs,
             work.targets,

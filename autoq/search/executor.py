@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from autoq.core.policy import Policy
-from autoq.core.result import Failure, Latency
+from autoq.core.result import Estimate, Failure, Latency
 from autoq.errors import TrialError
-from autoq.runtime.meter import Measurement, Meter
+from autoq.runtime.gauge import Gauge, Measurement
 from autoq.search.evaluate import Dropped, Evaluator, Scored, Workload
 from autoq.search.fidelity import Hurdle
 
@@ -40,10 +40,10 @@ class Executor(Protocol):
         ...
 
     def measure(self, model: Path, idle_above: float = math.inf) -> Measurement | Failure:
-        """Latency and peak memory of a file; roughly where it is slower than ``idle_above`` (:class:`Meter`)."""
+        """Latency and peak memory of a file; roughly where it is slower than ``idle_above`` (:class:`Gauge`)."""
         ...
 
-    def measure_many(self, models: Sequence[Path]) -> list[Latency]:
+    def measure_many(self, models: Sequence[Path]) -> Sequence[Latency | Estimate]:
         """Latencies of several files, timed in turn with each other and with float32.
 
         Raises :class:`autoq.errors.TrialError`.
@@ -60,7 +60,7 @@ class LocalExecutor:
 
     description = "this process"
 
-    def __init__(self, workload: Workload, meter: Meter) -> None:
+    def __init__(self, workload: Workload, meter: Gauge) -> None:
         self._evaluator = Evaluator(workload)
         self._meter = meter
 
@@ -79,7 +79,7 @@ class LocalExecutor:
         """See :class:`Executor`."""
         return measured(self._meter, model, idle_above)
 
-    def measure_many(self, models: Sequence[Path]) -> list[Latency]:
+    def measure_many(self, models: Sequence[Path]) -> Sequence[Latency | Estimate]:
         """See :class:`Executor`."""
         return self._meter.measure_many(list(models))
 
@@ -104,7 +104,7 @@ def attempted(task: Task, evaluator: Evaluator, shared: Any, item: Any) -> Any:
         return Failure(reason="build", message=message)
 
 
-def measured(meter: Meter, model: Path, idle_above: float) -> Measurement | Failure:
+def measured(meter: Gauge, model: Path, idle_above: float) -> Measurement | Failure:
     """The measurement, or why there is none, as a value."""
     try:
         return meter.measure(model, idle_above=idle_above)

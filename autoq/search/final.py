@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from autoq.core.objectives import constraint_violations, losses, metric_drop, point_losses, point_values
-from autoq.core.result import DroppedPoint, FrontPoint, Latency, MetricPair, Polish, Trial
+from autoq.core.objectives import constraint_violations, metric_drop, point_losses, point_values
+from autoq.core.result import DroppedPoint, Estimate, FrontPoint, Latency, MetricPair, Polish, Trial
 from autoq.errors import RunError
+from autoq.model.target import Target
 from autoq.numerics.bootstrap import interval
 from autoq.numerics.pareto import non_dominated
 from autoq.runtime.data import Split
 from autoq.runtime.metric import Metric, bootstrap_paired
-from autoq.runtime.ort import open_session, run_batches
 from autoq.search.executor import Executor
 from autoq.search.polish import Polished
 from autoq.search.problem import Problem
@@ -45,6 +45,7 @@ def check_front(
     *,
     problem: Problem,
     executor: Executor,
+    target: Target,
     metric: Metric,
     split: Split,
     batch: int,
@@ -67,8 +68,9 @@ def check_front(
     """
 
     def outputs(path: Path) -> Outputs:
-        session = open_session(path, threads=1)
-        return metric.reads(run_batches(session, split.inputs, batch))
+        # The float32 model as given is ONNX, whatever the target's files are.
+        own = target if path.suffix == target.suffix else Target.load("onnxruntime")
+        return metric.reads(own.outputs(path, split.inputs, batch))
 
     polished = polished or {}
     every = [*paths, *(own.path for own in polished.values())]
@@ -122,7 +124,7 @@ def check_front(
 
 
 def _with_polish(
-    before: FrontPoint, polished: Polished, metric: MetricPair, latency: Latency, path: Path
+    before: FrontPoint, polished: Polished, metric: MetricPair, latency: Latency | Estimate, path: Path
 ) -> FrontPoint:
     record = polished.record
     return dataclasses.replace(
@@ -161,7 +163,7 @@ def _with_gaps(points: Sequence[FrontPoint], samples: Mapping[str, np.ndarray]) 
 
 
 def _sorted_out(baseline: FrontPoint, points: list[FrontPoint], problem: Problem) -> Checked:
-    base = dataclasses.replace(point_values(baseline, use_final=True), latency_ratio=1.0)
+    base = dataclasses.replace(point_values(baseline, use_final=True), latency_ratio=problem.baseline.latency_ratio)
     dropped: list[DroppedPoint] = []
     feasible: list[FrontPoint] = []
     for point in points:
@@ -175,17 +177,18 @@ def _sorted_out(baseline: FrontPoint, points: list[FrontPoint], problem: Problem
     rows = [
         _told_apart(point_losses(point, problem.objectives, problem.direction, True), problem) for point in feasible
     ]
-    own = _told_apart(losses(base, problem.objectives, problem.direction), problem)
-    kept = non_dominated([own, *rows])[1:]
+    own = problem.baseline_losses(base)
+    rivals = [] if own is None else [("float32", _told_apart(own, problem))]
+    kept = non_dominated([*(row for _, row in rivals), *rows])[len(rivals) :]
     stay = sorted(
         (pair for pair, keep in zip(zip(rows, feasible, strict=True), kept, strict=True) if keep),
         key=lambda pair: (pair[0], pair[1].id),
     )
     for row, point, keep in zip(rows, feasible, kept, strict=True):
         if not keep:
-            rivals = [("float32", own), *((other.id, values) for values, other in stay)]
+            others = [*rivals, *((other.id, values) for values, other in stay)]
             better = next(
-                (name for name, values in rivals if all(a <= b for a, b in zip(values, row, strict=True))),
+                (name for name, values in others if all(a <= b for a, b in zip(values, row, strict=True))),
                 "another point",
             )
             dropped.append(

@@ -203,4 +203,4 @@ def _ratios(files: Mapping[str, Path], feeds: Mapping[str, np.ndarray], options:
 
 
 def _ratio(latency: Latency) -> Ratio:
-    return latency.ratio_to_float32, *latency.ratio_ci95
+    return latency.ratio, *latency.ratio_ci95

@@ -30,9 +30,10 @@ from autoq.errors import RunError, TrialError
 from autoq.model.cache import write_aside
 from autoq.model.lower import Lowering
 from autoq.model.parts import Part, Parts, latency_class
+from autoq.model.target import ONNX, Target
 from autoq.numerics.additive import Fit, Spreads, fit_additive
 from autoq.numerics.bootstrap import spearman
-from autoq.runtime.meter import Meter
+from autoq.runtime.gauge import Gauge
 from autoq.runtime.timing import TimingPlan
 from autoq.search.candidates import Candidates
 from autoq.search.latency_design import design
@@ -201,17 +202,18 @@ def measure_table(
     lowering: Lowering,
     complete: Callable[[Mapping[str, Scheme]], Policy],
     profile: Profile,
-    meter: Meter,
+    gauge: Gauge,
     *,
     limit_s: float,
     clock: Callable[[], float],
+    target: Target | None = None,
     files: int | None = None,
     seed: int = 0,
 ) -> LatencyTable | None:
     """Builds and times up to ``files`` designed policies for about ``limit_s`` seconds, and fits a table to them.
 
     By default there are as many as the layers ask for. ``None`` where fewer than :data:`FEWEST` could be timed.
-    ``clock`` gives seconds.
+    ``clock`` gives seconds. The files are ``target``'s; without one, those of ONNX.
     """
     start = clock()
     parts = Parts(lowering.formed, lowering.layers, lowering.placer)
@@ -219,11 +221,11 @@ def measure_table(
     wanted = min(MOST, FEWEST + FILES_A_LAYER * layers) if files is None else files
     policies = _distinct(map(complete, design(found, seed)), wanted)
     timed: list[Timed] = []
-    together = min(TOGETHER, max(1, TOGETHER_BYTES // meter.baseline.stat().st_size))
+    together = min(TOGETHER, max(1, TOGETHER_BYTES // gauge.baseline.stat().st_size))
     with tempfile.TemporaryDirectory(prefix="autoq-latency-") as folder:
         while group := list(islice(policies, together)):
             begun = clock()
-            timed += time_files(group, lowering.build, meter, Path(folder))
+            timed += time_files(group, lowering.build, gauge, Path(folder), target=target)
             now = clock()
             spent, each = now - start, (now - begun) / len(group)
             if len(timed) < FEWEST and spent + (FEWEST - len(timed)) * each > 2 * limit_s:
@@ -245,32 +247,37 @@ class Timed:
 
 
 def time_files(
-    policies: Sequence[Policy], build: Callable[[Policy], bytes], meter: Meter, folder: Path, plan: TimingPlan = PLAN
+    policies: Sequence[Policy],
+    build: Callable[[Policy], bytes],
+    gauge: Gauge,
+    folder: Path,
+    plan: TimingPlan = PLAN,
+    target: Target | None = None,
 ) -> list[Timed]:
     """The policies' files, built in ``folder`` and timed together; those that do not build or run are left out."""
     built: list[tuple[Policy, Path]] = []
     for number, policy in enumerate(policies):
-        path = folder / f"{number}.onnx"
+        path = folder / f"{number}{target.suffix if target else ONNX}"
         with contextlib.suppress(TrialError):
-            path.write_bytes(build(policy))
+            path.write_bytes(target.write(build(policy)) if target else build(policy))
             built.append((policy, path))
     try:
-        return _timed(built, meter, plan)
+        return _timed(built, gauge, plan)
     except TrialError:  # one of them does not run: each by itself
         timed = []
         for each in built:
             with contextlib.suppress(TrialError):
-                timed += _timed([each], meter, plan)
+                timed += _timed([each], gauge, plan)
         return timed
 
 
-def _timed(built: Sequence[tuple[Policy, Path]], meter: Meter, plan: TimingPlan) -> list[Timed]:
+def _timed(built: Sequence[tuple[Policy, Path]], gauge: Gauge, plan: TimingPlan) -> list[Timed]:
     if not built:
         return []
     paths = [path for _, path in built]
-    ratios, disturbed = meter.glance(paths, plan)
+    ratios, disturbed = gauge.glance(paths, plan)
     if disturbed:  # once more: most of what disturbs is over soon
-        again, disturbed = meter.glance(paths, plan)
+        again, disturbed = gauge.glance(paths, plan)
         ratios = again if not disturbed else np.minimum(ratios, again).tolist()
     return [
         Timed(policy=policy, ratio=ratio, disturbed=disturbed) for (policy, _), ratio in zip(built, ratios, strict=True)

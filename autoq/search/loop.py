@@ -45,9 +45,9 @@ class Search:
     """One search in progress. ``trials`` are the finished ones, those of an earlier session first; ``failed`` and
     ``pruned`` count theirs.
 
-    ``models`` is the folder for candidates' files: each stays there while it is on the front. ``on_trial`` is called
-    with every new trial, after it is safe in ``log`` and before the files that it took off the front are removed: what
-    it writes down never names a file that is not there. ``clock`` gives seconds.
+    ``models`` is the folder for candidates' files, which end in ``suffix``: each stays there while it is on the front.
+    ``on_trial`` is called with every new trial, after it is safe in ``log`` and before the files that it took off the
+    front are removed: what it writes down never names a file that is not there. ``clock`` gives seconds.
     ``step_rows`` are the rows of the search split where candidates are scored in steps, and dropped on the way.
     ``meanwhile`` is called, in a thread, while a batch is scored: what it does would disturb a measurement. Its
     argument tells whether the scoring is over: what it has not done by then had better wait.
@@ -62,6 +62,7 @@ class Search:
     on_trial: Callable[[Trial, Search], None] = lambda trial, search: None
     meanwhile: Callable[[Callable[[], bool]], None] = lambda over: None
     step_rows: int | None = None
+    suffix: str = ".onnx"
     trials: list[Trial] = field(default_factory=list)
     failed: int = 0
     pruned: int = 0
@@ -186,7 +187,12 @@ class Search:
         trial = dataclasses.replace(trial, seconds={**result.seconds, "measure": self.clock() - start})
         if isinstance(measurement, Failure):
             return dataclasses.replace(trial, failure=measurement)
-        return dataclasses.replace(trial, latency=measurement.latency, peak_memory_bytes=measurement.peak_memory_bytes)
+        return dataclasses.replace(
+            trial,
+            latency=measurement.latency,
+            peak_memory_bytes=measurement.peak_memory_bytes,
+            size_bytes=result.size_bytes if measurement.size_bytes is None else measurement.size_bytes,
+        )
 
     def _not_worth_timing(self, policy: Policy, result: Scored) -> Pruned | None:
         """Why a candidate of which all rows were scored is not timed, where candidates are scored in steps.
@@ -222,7 +228,7 @@ class Search:
 
     def model_path(self, policy_id: str) -> Path:
         """Where the candidate's file lies while it is on the front."""
-        return self.models / f"{policy_id}.onnx"
+        return self.models / f"{policy_id}{self.suffix}"
 
     def _meets(self, trial: Trial | None, limits: Limits) -> bool:
         return trial is not None and limits.until is not None and self.problem.feasible(trial, limits.until)

@@ -62,13 +62,13 @@ def polish_key(kind: PolishKind, policy_id: str, sha256: str) -> str:
 class PolishLog:
     """The finished polishes of one run folder, and their files in ``models``."""
 
-    def __init__(self, path: Path, models: Path) -> None:
+    def __init__(self, path: Path, models: Path, suffix: str = ".onnx") -> None:
         self.path = path
-        self._models = models
+        self._models, self._ending = models, f".polished{suffix}"
 
     def model_path(self, policy_id: str) -> Path:
         """Where a point's polished file lies."""
-        return self._models / f"{policy_id}.polished.onnx"
+        return self._models / f"{policy_id}{self._ending}"
 
     def read(self) -> dict[str, PolishRecord]:
         """Finished polishes by key, less those that are damaged or whose file is: they are done again."""
@@ -98,8 +98,8 @@ class PolishLog:
 
     def clear_files(self, kept: set[str]) -> None:
         """Removes the polished files of all points but ``kept``."""
-        for path in self._models.glob("*.polished.onnx"):
-            if path.name.removesuffix(".polished.onnx") not in kept:
+        for path in self._models.glob(f"*{self._ending}"):
+            if path.name.removesuffix(self._ending) not in kept:
                 path.unlink(missing_ok=True)
 
     def _has_file(self, record: PolishRecord) -> bool:

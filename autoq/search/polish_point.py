@@ -14,8 +14,8 @@ from autoq.core.policy import Policy
 from autoq.core.result import Failure, PolishKind
 from autoq.errors import TrialError
 from autoq.model.polish import LayerPolish, polish
+from autoq.model.target import Target
 from autoq.runtime.closeness import Closeness
-from autoq.runtime.ort import open_session, run_batches
 from autoq.search.evaluate import Evaluator, Scored
 
 HELD_OUT = 4
@@ -69,17 +69,19 @@ def polish_point(evaluator: Evaluator, work: PolishWork, item: PolishItem) -> Po
     start = time.perf_counter()
     fit, held_out = halves(work)
     inputs = {name: np.concatenate([batch[name] for batch in held_out]) for name in work.inputs}
-    lowering, policy = evaluator.lowering, item.policy
+    lowering, policy, target = evaluator.lowering, item.policy, evaluator.target
+    rows = len(next(iter(held_out[0].values())))
 
-    def outputs(model: bytes) -> dict[str, np.ndarray]:
-        return run_batches(open_session(model), inputs, len(next(iter(held_out[0].values()))))
+    def outputs(candidate: bytes) -> dict[str, np.ndarray]:
+        return target.outputs(target.write(candidate), inputs, rows)
 
     def in_time(layer: LayerPolish | None = None) -> None:
         if time.time() > item.deadline:
             raise TrialError("timeout", "the time for polishing ran out")
 
     in_time()
-    float32 = outputs(lowering.graph.model.SerializeToString())
+    given = target if target.runs_onnx else Target.load("onnxruntime")
+    float32 = given.outputs(lowering.graph.model.SerializeToString(), inputs, rows)
     closeness = Closeness.of_metric(evaluator.metric, float32)
     old = lowering.build(policy)
     before = closeness(outputs(old), float32)
@@ -97,7 +99,7 @@ def polish_point(evaluator: Evaluator, work: PolishWork, item: PolishItem) -> Po
     )
     if result.why:
         return result
-    scored = evaluator.score(policy, lambda: model)
+    scored = evaluator.score(policy, lambda: target.write(model))
     if isinstance(scored, Failure):
         return scored
     return PolishResult(

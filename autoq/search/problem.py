@@ -30,6 +30,10 @@ WORTHLESS_DROP = 0.1
 """A candidate that loses this share of float32's metric interests nobody, unless a constraint says otherwise."""
 
 
+SLOWER_THAN_USUAL = 2.0
+"""And one that takes so many times as long as the uniform candidate that stands for float32 where that does not run."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """One search: candidates per layer, the seeds, objectives and constraints, and float32's own values.
@@ -89,11 +93,11 @@ class Problem:
             if wanted != FLOAT32 and 2 * sum(wanted in schemes for schemes in choices.values()) >= len(choices)
         ]
         return [
-            (str(wanted), {name: _nearest(wanted, schemes) for name, schemes in choices.items()}) for wanted in common
+            (str(wanted), {name: nearest_of(wanted, schemes) for name, schemes in choices.items()}) for wanted in common
         ]
 
     def modelled_latency(self, policy: Policy) -> float:
-        """The estimate of ``ratio_to_float32``: by ``latency``, or by the profile's costs, weighted by MACs."""
+        """The estimate of the ratio to the reference: by ``latency``, or by the profile's costs, weighted by MACs."""
         if self.latency is not None:
             return self.latency(policy)
         schemes = dict(policy)
@@ -124,7 +128,8 @@ class Problem:
         drop = WORTHLESS_DROP * abs(own.metric) if drop is None else drop
         worst = {
             "metric": metric_loss(own.metric, self.direction) + max(drop, 1e-9),
-            "latency": bounds.max_latency_ratio or 1.0,
+            # Where float32 does not run, 1 is the usual candidate, and a better one may take longer.
+            "latency": bounds.max_latency_ratio or (SLOWER_THAN_USUAL if own.latency_ratio is None else 1.0),
             "size": (bounds.max_size_ratio or 1.0) * own.size_bytes,
             # Size stands for it, as in what the sampler is told.
             "peak_memory": (bounds.max_peak_memory_ratio or 1.0) * own.size_bytes,
@@ -143,7 +148,13 @@ class Problem:
 
     def empty_front(self) -> Archive[Trial]:
         """For feasible complete trials that neither another trial nor float32 itself dominates, best metric first."""
-        return Archive(losses(self.baseline, self.objectives, self.direction))
+        return Archive(self.baseline_losses(self.baseline))
+
+    def baseline_losses(self, baseline: Values) -> tuple[float, ...] | None:
+        """Float32's own losses, for it is on no front that beats it; ``None`` where the hardware cannot run it."""
+        runs = "latency" not in self.objectives or baseline.latency_ratio is not None
+        runs = runs and ("peak_memory" not in self.objectives or baseline.peak_memory_bytes is not None)
+        return losses(baseline, self.objectives, self.direction) if runs else None
 
     def add_to_front(self, front: Archive[Trial], trial: Trial) -> list[Trial]:
         """Takes up a trial, where it belongs there; returns those that do not belong there, or not any more."""
@@ -182,7 +193,7 @@ def _guiding(trial: Trial) -> Values:
     )
 
 
-def _nearest(wanted: Scheme, schemes: Sequence[Scheme]) -> Scheme:
+def nearest_of(wanted: Scheme, schemes: Sequence[Scheme]) -> Scheme:
     """``wanted``, or what comes nearest to it of ``schemes``: same activations first, then the number of bits."""
     if wanted in schemes:
         return wanted

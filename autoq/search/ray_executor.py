@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from autoq.core.policy import Policy
-from autoq.core.result import Failure, Latency
+from autoq.core.result import Estimate, Failure, Latency
 from autoq.errors import RunError
-from autoq.runtime.meter import Measurement, Meter
+from autoq.runtime.gauge import Gauge, Measurement
 from autoq.search.evaluate import Dropped, Evaluator, Scored, Workload
 from autoq.search.executor import Task, attempted, measured, with_hurdles
 from autoq.search.fidelity import Hurdle
@@ -74,7 +74,7 @@ class RayExecutor:
     cluster) joins when it has one, and holds nothing up.
     """
 
-    def __init__(self, workload: Workload, meter: Meter, *, address: str, workers: int = 0) -> None:
+    def __init__(self, workload: Workload, meter: Gauge, *, address: str, workers: int = 0) -> None:
         ray = _import_ray()
         self._ray = ray
         self._meter = meter
@@ -202,7 +202,7 @@ class RayExecutor:
         """See :class:`autoq.search.executor.Executor`."""
         return measured(self._meter, model, idle_above)
 
-    def measure_many(self, models: Sequence[Path]) -> list[Latency]:
+    def measure_many(self, models: Sequence[Path]) -> Sequence[Latency | Estimate]:
         """See :class:`autoq.search.executor.Executor`."""
         return self._meter.measure_many(list(models))
 

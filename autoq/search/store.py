@@ -15,12 +15,15 @@ from typing import Any, BinaryIO
 from pydantic import TypeAdapter
 
 from autoq.core.policy import Policy
-from autoq.core.result import Trial
+from autoq.core.result import FLOAT32_NAME, Latency, Trial
 from autoq.errors import JobError, RunError
 
 FORMAT_VERSION = 1
 
 _ADAPTER = TypeAdapter(Trial)
+
+_TO_FLOAT32 = "ratio_to_float32"
+"""What the log calls a latency's ratio to float32."""
 
 
 class TrialLog:
@@ -95,6 +98,10 @@ def _drop_torn_line(handle: BinaryIO) -> None:
 
 def _line(trial: Trial) -> bytes:
     document: dict[str, Any] = _ADAPTER.dump_python(trial, mode="json", exclude={"policy"})
+    latency = document["latency"]
+    if isinstance(trial.latency, Latency) and trial.latency.reference == FLOAT32_NAME:  # as it always was
+        del latency["reference"]
+        document["latency"] = {_TO_FLOAT32 if name == "ratio" else name: value for name, value in latency.items()}
     document = {"version": FORMAT_VERSION, "id": trial.id, **document, "policy": trial.policy.to_text()}
     return json.dumps(document, allow_nan=False, ensure_ascii=False).encode() + b"\n"
 
@@ -104,4 +111,7 @@ def _from_document(document: Any) -> Trial:
         raise ValueError(f"it is no trial of format {FORMAT_VERSION}")
     document.pop("id", None)
     policy = Policy.from_text(document.pop("policy"))
+    latency = document.get("latency")
+    if isinstance(latency, dict) and _TO_FLOAT32 in latency:
+        latency["ratio"] = latency.pop(_TO_FLOAT32)
     return _ADAPTER.validate_python({**document, "policy": policy})

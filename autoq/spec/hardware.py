@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from autoq.core.form import FORM_NAMES
 from autoq.core.layer import LAYER_OPS
@@ -54,8 +54,21 @@ class RuntimeChoice(Fields):
     """The runtime that models are scored and timed on, its execution provider and what else it takes."""
 
     name: Text = Field(examples=["onnxruntime"])
-    provider: Text = "CPUExecutionProvider"
+    provider: Text | None = None
     options: dict[Text, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_provider(cls, value: Any) -> Any:
+        """ONNX Runtime has a provider; others have none."""
+        if isinstance(value, dict) and value.get("name") == "onnxruntime":
+            return {"provider": "CPUExecutionProvider", **value}
+        return value
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the runtime is made with."""
+        return {**({} if self.provider is None else {"provider": self.provider}), **self.options}
 
     @field_validator("options")
     @classmethod
@@ -64,6 +77,13 @@ class RuntimeChoice(Fields):
             if not isinstance(option, str | int | float):
                 raise ValueError(f"{name!r} must be text, a number, true or false")
         return value
+
+
+class MeasureChoice(Fields):
+    """Who takes latency and memory (:data:`autoq.runtime.gauge.GAUGES`), and what that takes."""
+
+    by: Text = "meter"
+    options: dict[Text, Any] = Field(default_factory=dict)
 
 
 class LoweringChoice(Fields):
@@ -107,6 +127,8 @@ class _ProfileFields(Fields):
     runtime: RuntimeChoice = Field(examples=["{name: onnxruntime}"])
     latency: LatencySettings = LatencySettings()
     match: Match = Match()
+    measure: MeasureChoice = MeasureChoice()
+    reference: Text = FLOAT32.family
     lowering: LoweringChoice = LoweringChoice()
     ops: Annotated[dict[Text, OpRules], Field(min_length=1)] = Field(examples=["{Conv: {allow: [float32, w8a8]}}"])
     cost: dict[Text, Any] = Field(default_factory=dict)
@@ -121,7 +143,8 @@ class Profile:
     That is points (uses of a weight, cost), the least uses first; one point is a cost that does not depend on them.
 
     ``instead`` maps families of schemes to those that stand in for them here: ``{"w8a8": "w7a8"}``. ``forms`` says
-    which forms of the graph (:mod:`autoq.model.forms`) candidates are written in.
+    which forms of the graph (:mod:`autoq.model.forms`) candidates are written in. ``reference`` is what latencies are
+    against: float32, or the scheme of the uniform candidate that stands for it where the hardware cannot run it.
     """
 
     name: str
@@ -135,6 +158,8 @@ class Profile:
     lowering: LoweringChoice = dataclasses.field(default_factory=LoweringChoice)
     instead: Mapping[str, str] = dataclasses.field(default_factory=dict)
     forms: tuple[str, ...] = (AUTO,)
+    measure: MeasureChoice = dataclasses.field(default_factory=MeasureChoice)
+    reference: Scheme = FLOAT32
 
     def instead_of(self, scheme: Scheme) -> Scheme:
         """What a layer gets here where a space says ``scheme``: that, or the same options on other weights."""
@@ -195,7 +220,7 @@ class Profile:
         return {
             "name": self.name,
             "kind": self.kind,
-            "runtime": self.runtime.model_dump(mode="json"),
+            "runtime": self.runtime.model_dump(mode="json", exclude_none=True),
             "latency": self.latency.model_dump(mode="json"),
             "lowering": self.lowering.model_dump(mode="json"),
             "ops": {op: rules.model_dump(mode="json") for op, rules in self.ops.items()},
@@ -203,6 +228,8 @@ class Profile:
             "costs": {f"{op}:{text}": [list(pair) for pair in cost] for (op, text), cost in self.costs.items()},
             **({"instead": dict(self.instead)} if self.instead else {}),
             **({} if self.forms == (AUTO,) else {"forms": list(self.forms)}),
+            **({} if self.measure == MeasureChoice() else {"measure": self.measure.model_dump(mode="json")}),
+            **({} if self.reference == FLOAT32 else {"reference": str(self.reference)}),
         }
 
 
@@ -216,6 +243,8 @@ def load_profile(name_or_path: str | Path, base_dir: str | Path) -> Profile:
     costs, problems = _read_costs(fields.cost)
     problems += _instead_problems(fields.instead)
     problems += _form_problems(fields.forms)
+    reference, reference_problems = _read_reference(fields.reference)
+    problems += reference_problems
     for op, rules in fields.ops.items():
         if op not in LAYER_OPS:
             problems.append(f"ops: no layer is a {show(op)}{nearest(op, LAYER_OPS)}; known: {', '.join(LAYER_OPS)}")
@@ -234,6 +263,8 @@ def load_profile(name_or_path: str | Path, base_dir: str | Path) -> Profile:
         lowering=fields.lowering,
         instead=fields.instead,
         forms=() if fields.forms == ("none",) else fields.forms,
+        measure=fields.measure,
+        reference=reference,
     )
     if not problems:
         problems = _unpriced(profile)
@@ -260,6 +291,13 @@ def _instead_problems(instead: Mapping[str, str]) -> list[str]:
             example = min(options[family] - options[other], key=len)
             problems.append(f"instead.{family}: {other} cannot stand in for it, since {other}{example} is no scheme")
     return problems
+
+
+def _read_reference(text: str) -> tuple[Scheme, list[str]]:
+    try:
+        return Scheme.parse(text), []
+    except JobError as error:
+        return FLOAT32, [f"reference: {error}"]
 
 
 def _form_problems(forms: tuple[str, ...]) -> list[str]:

@@ -25,7 +25,7 @@ from autoq.core.scheme import FLOAT32
 from autoq.errors import JobError
 
 POLICY = Policy.uniform(["a"], FLOAT32)
-LATENCY = Latency(median_ms=2.0, ratio_to_float32=0.5, ratio_ci95=(0.4, 0.6), batch=1, threads=1)
+LATENCY = Latency(median_ms=2.0, ratio=0.5, ratio_ci95=(0.4, 0.6), batch=1, threads=1)
 BASELINE = Values(metric=0.884, latency_ratio=1.0, size_bytes=1000, peak_memory_bytes=4000)
 
 

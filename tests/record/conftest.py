@@ -25,7 +25,7 @@ def make_latency(ratio: float, *, spread: float = 0.03) -> Latency:
     blocks = tuple(base * ratio * (1 + spread * (i - 2) / 4) for i in range(5))
     return Latency(
         median_ms=base * ratio,
-        ratio_to_float32=ratio,
+        ratio=ratio,
         ratio_ci95=(ratio * (1 - spread), ratio * (1 + spread)),
         batch=1,
         threads=1,
@@ -97,7 +97,7 @@ def trials() -> list[Trial]:
 def _beats(a: Trial, b: Trial) -> bool:
     def key(t: Trial) -> tuple[float, float, float]:
         assert t.metric is not None and t.latency is not None and t.size_bytes is not None
-        return -t.metric, t.latency.ratio_to_float32, t.size_bytes
+        return -t.metric, t.latency.ratio, t.size_bytes
 
     return all(x <= y for x, y in zip(key(a), key(b), strict=True)) and key(a) != key(b)
 

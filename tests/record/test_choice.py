@@ -171,7 +171,7 @@ def test_select_agrees_with_brute_force(
     rows: list[tuple[int, int, int]], max_drop: int | None, max_ratio: int | None
 ) -> None:
     def point(index: int, metric: float, ratio: float, size: int) -> FrontPoint:
-        latency = Latency(median_ms=1, ratio_to_float32=ratio, ratio_ci95=(ratio, ratio), batch=1, threads=1)
+        latency = Latency(median_ms=1, ratio=ratio, ratio_ci95=(ratio, ratio), batch=1, threads=1)
         return FrontPoint(
             id=f"p{index}", policy=Policy.uniform(["a"], FLOAT32), metric=MetricPair(search=metric), latency=latency,
             size_bytes=size, peak_memory_bytes=None, weight_bits_mean=8, model_path="", sha256="",
@@ -283,7 +283,7 @@ def test_within_one_standard_error_the_cheaper_is_taken(noisy: Front) -> None:
     assert choice.point.id == "bb" and choice.passed_over is noisy.points[0]
     # Unless it is named, or dearer in something that was shown.
     assert select(noisy, "aa").id == "aa"
-    latency = replace(noisy.points[1].latency, ratio_to_float32=0.6, ratio_ci95=(0.59, 0.61))  # type: ignore[type-var]
+    latency = replace(noisy.points[1].latency, ratio=0.6, ratio_ci95=(0.59, 0.61))  # type: ignore[type-var]
     slow = replace(noisy.points[1], latency=latency)
     assert select(replace(noisy, points=(noisy.points[0], slow, noisy.points[2])), "best").id == "aa"
 
@@ -292,7 +292,7 @@ def test_the_fastest_is_of_those_that_cannot_be_told_from_it(noisy: Front) -> No
     # All three are as fast: the best of them, and again the cheaper of two that are alike.
     assert select(noisy, "fastest").id == "bb"
     (aa, bb, cc) = noisy.points
-    shown = replace(cc.latency, ratio_to_float32=0.4, ratio_ci95=(0.39, 0.41))  # type: ignore[type-var]
+    shown = replace(cc.latency, ratio=0.4, ratio_ci95=(0.39, 0.41))  # type: ignore[type-var]
     assert select(replace(noisy, points=(aa, bb, replace(cc, latency=shown))), "fastest").id == "cc"
 
 

@@ -32,7 +32,7 @@ schemes = st.sampled_from(["float32", "float16", "w2", "w4-gptq", "w8a8-s8-tenso
 latencies = st.builds(
     Latency,
     median_ms=positive,
-    ratio_to_float32=positive,
+    ratio=positive,
     ratio_ci95=st.tuples(positive, positive).map(lambda pair: (min(pair), max(pair))),
     batch=st.integers(1, 512),
     threads=st.integers(1, 64),
@@ -109,7 +109,7 @@ def test_version_1_is_still_read() -> None:
     (point,) = front.points
     assert point.policy.to_text() == {"/conv1/Conv": "w8a8@minmax", "/fc/Gemm": "w4a8-gptq@percentile99.99"}
     assert point.metric == MetricPair(search=0.881, final=0.8755, final_ci95=(0.861, 0.89), drop_ci95=(0.0, 0.008))
-    assert point.latency == Latency(median_ms=0.96, ratio_to_float32=0.505, ratio_ci95=(0.49, 0.52), batch=1, threads=1)
+    assert point.latency == Latency(median_ms=0.96, ratio=0.505, ratio_ci95=(0.49, 0.52), batch=1, threads=1)
     assert (point.size_bytes, point.peak_memory_bytes, point.weight_bits_mean) == (196236, None, 6.0)
     assert front.dropped[0].why == "slower than float32 when timed again"
 
@@ -198,7 +198,7 @@ def test_any_field_missing_or_of_another_kind_is_read_or_refused_in_one_sentence
         ({"version": 0}, "version is 0 and must be 1 or more"),
         ({"wall_s": True}, "wall_s is True and must be a finite number"),
         ({"objectives": ["speed"]}, r"objectives\[0\] is 'speed' and must be one of metric, latency"),
-        ({"objectives": ["peak_memory"]}, r"baseline.peak_memory_bytes is None and must be given"),
+        ({"objectives": ["peak_memory"]}, r"points.0..peak_memory_bytes is None and must be given"),
         ({"points": [{}]}, r"points\[0\]\.(\w+) is missing"),
         ({"metric": {"name": "accuracy", "direction": "up"}}, "metric.direction is 'up'"),
     ],

@@ -53,7 +53,7 @@ def test_every_complete_trial_and_every_point_is_there(front: Front, trials: lis
     first = front.points[0]
     assert first.latency is not None and first.metric.final is not None and first.metric.drop_ci95 is not None
     mark = speed.points[0]
-    assert mark.x == first.latency.ratio_to_float32 and mark.x_ci95 == first.latency.ratio_ci95
+    assert mark.x == first.latency.ratio and mark.x_ci95 == first.latency.ratio_ci95
     assert mark.y == pytest.approx(100 * (0.88 - first.metric.final))
     assert mark.y_ci95 == pytest.approx(tuple(100 * end for end in first.metric.drop_ci95))
     assert size.points[0].x == first.size_bytes / 1000 and size.points[0].x_ci95 is None

@@ -169,7 +169,7 @@ def test_a_search_is_in_the_store_as_it_was(
     assert run.info.status == "FINISHED"
     assert run.data.params["layer/conv1/Conv"] == str(trial.policy["/conv1/Conv"]) and len(run.data.params) == 21
     assert run.data.metrics["metric"] == trial.metric
-    assert run.data.metrics["latency_ratio"] == trial.latency.ratio_to_float32
+    assert run.data.metrics["latency_ratio"] == trial.latency.ratio
     assert run.data.metrics["size_bytes"] == trial.size_bytes and run.data.metrics["seconds.metric"] == 0.9
     assert run.data.tags["autoq.policy"] == trial.id and run.data.tags["autoq.origin"] == trial.origin
     failed = runs["20"]

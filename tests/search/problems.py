@@ -13,7 +13,7 @@ from autoq.core.policy import Policy
 from autoq.core.result import Failure, Latency, Pruned, Trial
 from autoq.core.scheme import Scheme
 from autoq.errors import TrialError
-from autoq.runtime.meter import Measurement
+from autoq.runtime.gauge import Measurement
 from autoq.search.candidates import Candidates
 from autoq.search.evaluate import Dropped, Scored
 from autoq.search.executor import with_hurdles
@@ -70,7 +70,7 @@ def make_problem(
 
 
 def make_latency(ratio: float) -> Latency:
-    return Latency(median_ms=ratio, ratio_to_float32=ratio, ratio_ci95=(ratio * 0.99, ratio * 1.01), batch=1, threads=1)
+    return Latency(median_ms=ratio, ratio=ratio, ratio_ci95=(ratio * 0.99, ratio * 1.01), batch=1, threads=1)
 
 
 def make_trial(number: int, policy: Policy, metric: float, ratio: float, size: int, memory: int = 5000) -> Trial:

@@ -17,6 +17,7 @@ from autoq.core.policy import Policy
 from autoq.core.result import FrontPoint, Latency, MetricPair, Trial
 from autoq.core.scheme import FLOAT32, Scheme
 from autoq.errors import TrialError
+from autoq.model.target import Target
 from autoq.runtime.data import Split
 from autoq.runtime.metric import Metric
 from autoq.search.final import Checked, check_front
@@ -104,6 +105,7 @@ def check(
         write_model(folder / "float32.onnx", baseline),
         problem=problem,
         executor=RatiosExecutor({name: values[2] for name, values in points.items()}),
+        target=Target.load("onnxruntime"),
         metric=metric,
         split=split,
         batch=64,
@@ -144,7 +146,7 @@ def test_points_that_keep_their_place_are_sorted_best_metric_first(
     assert good.metric.drop_ci95 is not None
     low, high = good.metric.drop_ci95
     assert 0.0 <= low <= 0.015 <= high < 0.035
-    assert good.latency is not None and good.latency.ratio_to_float32 == 0.8
+    assert good.latency is not None and good.latency.ratio == 0.8
 
 
 def test_a_point_that_the_search_split_flattered_falls_off(tmp_path: Path, split: Split, accuracy: Metric) -> None:
@@ -201,6 +203,7 @@ def test_a_file_that_has_gone_is_an_error_with_its_name(tmp_path: Path, split: S
             write_model(tmp_path / "float32.onnx", 0.9),
             problem=make_problem(("a", "b")),
             executor=TableExecutor(),
+            target=Target.load("onnxruntime"),
             metric=accuracy,
             split=split,
             batch=64,
@@ -265,6 +268,7 @@ def test_a_polished_point_stands_for_itself_and_keeps_what_it_was(
         write_model(tmp_path / "float32.onnx", 0.9),
         problem=make_problem(("a", "b")),
         executor=RatiosExecutor({paths[0].stem: 0.5, paths[1].stem: 0.48, new.stem: 0.49}),
+        target=Target.load("onnxruntime"),
         metric=accuracy,
         split=split,
         batch=64,
@@ -279,9 +283,9 @@ def test_a_polished_point_stands_for_itself_and_keeps_what_it_was(
     assert (point.size_bytes, point.peak_memory_bytes) == (99, 777)
     assert point.metric.search == 0.87
     assert point.metric.final == np.ceil(0.82 * ROWS) / ROWS
-    assert point.latency is not None and point.latency.ratio_to_float32 == 0.49
+    assert point.latency is not None and point.latency.ratio == 0.49
     assert point.polish is not None and point.polish.held_out == (0.2, 0.1)
     before = point.polish.before
     assert before.polish is None and before.model_path == f"models/{paths[1].name}"
     assert before.metric.search == 0.85 and before.metric.final == 0.85
-    assert before.latency is not None and before.latency.ratio_to_float32 == 0.48
+    assert before.latency is not None and before.latency.ratio == 0.48

@@ -267,7 +267,7 @@ def test_it_stops_with_the_first_trial_that_meets_the_target(tmp_path: Path) -> 
     bounds = Constraints(max_latency_ratio=0.45, max_metric_drop=0.3)
     whole = make_search(tmp_path / "whole")
     whole.run(Limits(trials=60))
-    wanted = next(trial for trial in whole.trials if trial.latency and trial.latency.ratio_to_float32 <= 0.45)
+    wanted = next(trial for trial in whole.trials if trial.latency and trial.latency.ratio <= 0.45)
     search = make_search(tmp_path / "until")
     assert search.run(Limits(trials=60, until=bounds)) == "target met"
     assert search.trials[-1].policy == wanted.policy
@@ -336,7 +336,7 @@ def test_only_what_may_be_on_the_front_is_timed_exactly(tmp_path: Path) -> None:
         before = timed[:number]
         assert trial.metric is not None and trial.size_bytes is not None and trial.latency is not None
         rivals = [
-            other.latency.ratio_to_float32
+            other.latency.ratio
             for other in before
             if other.latency and other.metric >= trial.metric and other.size_bytes <= trial.size_bytes  # type: ignore
         ]
@@ -344,7 +344,7 @@ def test_only_what_may_be_on_the_front_is_timed_exactly(tmp_path: Path) -> None:
         if own.metric >= trial.metric and own.size_bytes <= trial.size_bytes:  # type: ignore[operator]
             rivals.append(1.0)
         assert limits[trial.id] == min(rivals, default=math.inf)
-        if trial.latency.ratio_to_float32 > limits[trial.id]:
+        if trial.latency.ratio > limits[trial.id]:
             assert trial not in search.front
     full = TableExecutor()
     make_search(tmp_path / "full", problem=problem, executor=full).run(Limits(trials=48))

@@ -17,7 +17,7 @@ from autoq.core.result import Failure, Trial
 from autoq.core.scheme import Scheme
 from autoq.errors import RunError
 from autoq.model.polish import LayerPolish
-from autoq.runtime.meter import Measurement
+from autoq.runtime.gauge import Measurement
 from autoq.search.evaluate import Scored
 from autoq.search.polish import Polished, most_promising_first, polish_front
 from autoq.search.polish_log import PolishLog

@@ -156,9 +156,7 @@ def test_proposer_losses_do_not_depend_on_measurements() -> None:
     problem = make_problem(objectives=OBJECTIVES, max_metric_drop=0.01, max_peak_memory_ratio=0.5)
     trial = make_trial(0, Policy.of({"a": scheme("w8")}), metric=0.87, ratio=0.7, size=800, memory=4000)
     assert trial.latency is not None
-    again = dataclasses.replace(
-        trial, latency=dataclasses.replace(trial.latency, ratio_to_float32=0.9), peak_memory_bytes=9999
-    )
+    again = dataclasses.replace(trial, latency=dataclasses.replace(trial.latency, ratio=0.9), peak_memory_bytes=9999)
     assert problem.proposer_losses(trial) == problem.proposer_losses(again)
     found, excess = problem.proposer_losses(trial)
     assert found == (-0.87, 0.7, 800.0, 800.0)

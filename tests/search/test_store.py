@@ -19,7 +19,7 @@ positive = st.floats(1e-9, 1e9)
 latencies = st.builds(
     Latency,
     median_ms=positive,
-    ratio_to_float32=positive,
+    ratio=positive,
     ratio_ci95=st.tuples(positive, positive),
     batch=st.integers(1, 64),
     threads=st.integers(1, 64),

@@ -1,0 +1,125 @@
+"""What the search asks of whoever takes latency and memory of a file on the target.
+
+A gauge is one file with one class, and one line in :data:`GAUGES`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+
+from autoq.core.result import FLOAT32_NAME, Estimate, Latency
+from autoq.errors import ProfileError
+from autoq.runtime.timing import TimingPlan
+
+METER = "meter"
+
+# name -> "module:class". Text, so that naming a gauge does not import what it needs.
+GAUGES: dict[str, str] = {
+    METER: "autoq.runtime.meter:Meter",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What was found out about one file.
+
+    ``peak_memory_bytes``: growth of the process's resident memory, at its highest, by loading and running the file; on
+    a device, what it needs of its memory. ``load_ms``: opening a session on the file, with the file in the page cache.
+    ``size_bytes``: what the file takes in the device's storage, where that is not the file itself.
+    ``disturbed``: more than a quarter
+    of the rounds lost their core for over a tenth of the time, even when timed again, or another measurement may have
+    run beside this one. ``cpu_share``: the median round's share of its core. ``load_average``: the machine's
+    over the last minute when the measurement began. ``cpus``: the cores that it was pinned to.
+    """
+
+    latency: Latency | Estimate
+    peak_memory_bytes: int | None = None
+    load_ms: float | None = None
+    size_bytes: int | None = None
+    disturbed: bool = False
+    cpu_share: float = 1.0
+    repeated_rounds: int = 0
+    load_average: float | None = None
+    cpus: tuple[int, ...] = ()
+
+
+class Gauge(Protocol):
+    """Takes latency and memory of files, against one reference. A context manager; may be used from several threads.
+
+    All methods raise :class:`~autoq.errors.TrialError`: ``load`` where the target rejects a file, ``measure`` where it
+    fails, ``timeout`` where it takes too long.
+    """
+
+    baseline: Path
+    """The reference's file."""
+
+    def measure(self, candidate: Path, *, idle_above: float = math.inf) -> Measurement:
+        """One file; where its ratio is clearly above ``idle_above``, roughly will do."""
+        ...
+
+    def measure_many(self, candidates: Sequence[Path]) -> Sequence[Latency | Estimate]:
+        """Several files, in turn with each other and the reference, more exactly than :meth:`measure`."""
+        ...
+
+    def glance(self, candidates: Sequence[Path], plan: TimingPlan) -> tuple[list[float], bool]:
+        """Ratios to the reference, quickly; and whether that was disturbed."""
+        ...
+
+    def close(self) -> None:
+        """Ends what was started."""
+        ...
+
+    def __enter__(self) -> Gauge: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def load_gauge(
+    name: str,
+    reference: Path,
+    feeds: Mapping[str, np.ndarray],
+    *,
+    batch: int = 1,
+    threads: int = 1,
+    runtime: str = "onnxruntime",
+    runtime_options: Mapping[str, Any] | None = None,
+    plan: TimingPlan | None = None,
+    reference_name: str = FLOAT32_NAME,
+    options: Mapping[str, Any] | None = None,
+) -> Gauge:
+    """The gauge called ``name``. All but ``options`` is the same for each; what it has no use for it ignores.
+
+    ``reference`` is the file that ratios are against, ``reference_name`` what it is: ``"float32"``, or the scheme of a
+    uniform candidate. ``feeds`` has one inference's inputs, ``batch`` rows. Raises :class:`~autoq.errors.ProfileError`
+    for an unknown name, for ``options`` that it does not take, and where its package is not installed.
+    """
+    if name not in GAUGES:
+        raise ProfileError(f"unknown gauge {name!r}; known: {', '.join(GAUGES)}")
+    module, _, attribute = GAUGES[name].partition(":")
+    try:
+        made = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise ProfileError(f"the gauge {name!r} cannot be imported ({error}); install its package") from error
+    common = {
+        "batch": batch,
+        "threads": threads,
+        "runtime": runtime,
+        "runtime_options": runtime_options,
+        "plan": plan,
+        "reference_name": reference_name,
+    }
+    try:
+        gauge: Gauge = made(reference, feeds, **common, **(options or {}))
+    except TypeError as error:
+        raise ProfileError(f"measure.options of {name!r}: {error}") from error
+    return gauge
