@@ -18,7 +18,10 @@ from autoq.errors import ProfileError
 # name -> "module:class". Text, so that naming a runtime does not import its library.
 RUNTIMES: dict[str, str] = {
     "onnxruntime": "autoq.runtime.ort:OnnxRuntime",
+    "openvino": "autoq.runtime.openvino:OpenVino",
 }
+EXTRAS = {"openvino": "openvino"}
+"""Runtimes whose package comes with an extra of autoq's, and that extra."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,5 +74,6 @@ def load_runtime(name: str, **options: Any) -> Runtime:
     try:
         made: Runtime = getattr(importlib.import_module(module), attribute)(**options)
     except ImportError as error:
-        raise ProfileError(f"the runtime {name!r} cannot be imported ({error}); install its package") from error
+        how = f": pip install 'autoq[{EXTRAS[name]}]'" if name in EXTRAS else ""
+        raise ProfileError(f"the runtime {name!r} cannot be imported ({error}); install its package{how}") from error
     return made
