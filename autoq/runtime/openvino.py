@@ -45,6 +45,7 @@ class OpenVino:
     """
 
     name = "openvino"
+    suffix = ".onnx"
 
     def __init__(self, precision: str = "f32") -> None:
         """Raises :class:`~autoq.errors.ProfileError` without the package, or for a precision that is not here."""
