@@ -23,7 +23,7 @@ from autoq.search.candidates import Candidates
 from autoq.search.survey import survey
 from autoq.spec.checking import nearest, show
 from autoq.spec.job import Job, load_job
-from autoq.spec.schemes import matches
+from autoq.spec.schemes import globbed, matches
 
 ROWS = 256
 """Rows of the search split, by default: enough to order layers, and a fraction of a search's time."""
@@ -96,7 +96,7 @@ def narrowed(candidates: Sequence[Candidates], layers: Sequence[str], schemes: S
         if not any(fnmatchcase(name, glob) for name in names):
             raise JobError(f"--layers: no layer matches {show(glob)}{nearest(glob, names)}; there are {listed(names)}")
     for glob in schemes:
-        if not any(matches(glob, scheme) for scheme in known):
+        if not any(matches(glob, globbed(scheme)) for scheme in known):
             texts = [str(scheme) for scheme in known]
             raise JobError(
                 f"--schemes: no layer may have {show(glob)} here{nearest(glob, texts)}; there are {listed(texts)}"
@@ -104,7 +104,7 @@ def narrowed(candidates: Sequence[Candidates], layers: Sequence[str], schemes: S
 
     def wanted(entry: Candidates, scheme: Scheme) -> bool:
         layer = not layers or any(fnmatchcase(entry.layer.name, glob) for glob in layers)
-        return layer and (not schemes or any(matches(glob, scheme) for glob in schemes))
+        return layer and (not schemes or any(matches(glob, globbed(scheme)) for glob in schemes))
 
     left = tuple(
         dataclasses.replace(entry, schemes=tuple(s for s in entry.schemes if wanted(entry, s)) or (FLOAT32,))

@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from autoq import __version__
+from autoq.cli.profile import profile
 from autoq.errors import AutoqError
 
 _PATH = click.Path(path_type=Path)
@@ -193,6 +194,9 @@ def layers(model: Path, hardware: str, space: str, as_json: bool) -> None:
         click.echo(layers_json(found))
     else:
         print_layers(source, found, profile, chosen.name)
+
+
+cli.add_command(profile)
 
 
 @cli.command()

@@ -9,14 +9,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from autoq.cli.profile_view import print_detected
 from autoq.errors import AutoqError
 from autoq.record.run_folder import writable
 from autoq.record.tracking import Tracker
+from autoq.runtime.detect import detect
 from autoq.runtime.machine import describe, software_versions
 from autoq.runtime.ort import available_providers
 from autoq.search.ray_executor import try_ray
-from autoq.spec.hardware import load_profile
-from autoq.spec.resources import named
 
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
 
@@ -35,12 +35,7 @@ def examine() -> bool:
     )
     console.print(f"onnxruntime providers: {', '.join(available_providers())}")
     fine = True
-    for name in named("hardware_profiles"):
-        try:
-            problems = load_profile(name, Path()).match_problems(machine.arch, machine.flags)
-        except AutoqError as error:
-            problems = [str(error)]
-        _line(console, not problems, f"profile {name}", "; ".join(problems) or "fits this machine")
+    print_detected(detect(machine), console)
     for name, check in (("Ray", try_ray), ("MLflow", _try_mlflow), ("current folder", _try_folder)):
         problem = check()
         _line(console, not problem, name, problem or "works")

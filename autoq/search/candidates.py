@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from autoq.core.layer import Layer
+from autoq.core.op_rules import op_problem
 from autoq.core.scheme import BY_BLOCK, FLOAT32, ActivationSpec, Scheme, WeightSpec
 from autoq.errors import ProfileError, TrialError
 from autoq.model.analytic import analytic_means, analytic_problem, assumed_inputs
@@ -209,8 +210,8 @@ def _has_int2(scheme: Scheme) -> bool:
 def _model_problem(graph: Graph, layer: Layer, scheme: Scheme, opset: int) -> str | None:
     if scheme.activation is not None and layer.integer_problem:
         return layer.integer_problem
-    if scheme.activation is not None and scheme.activation.dynamic and layer.op_type == "Conv":
-        return "ranges found at run time are for MatMul and Gemm: convolutions would run slower than in float32"
+    if problem := op_problem(layer.op_type, scheme):
+        return problem
     if scheme.activation is not None and scheme.activation.dynamic and scheme.activation.smoothing is not None:
         return "smoothing needs what calibration sees: it goes with calibrated ranges, not with '@dynamic'"
     if scheme.weight is not None and scheme.weight.smoothing is not None and scheme.weight.rounding in BY_BLOCK:
@@ -232,8 +233,6 @@ def _model_problem(graph: Graph, layer: Layer, scheme: Scheme, opset: int) -> st
 
 def _product_problem(layer: Layer, spec: WeightSpec) -> str | None:
     """Why the weights of a layer cannot be product-quantized, or ``None``."""
-    if layer.op_type != "Gather":
-        return "product quantization ('-pq') codes the rows of embedding tables; '-kmeans' is for layers that compute"
     rows, least = layer.weight_shape[0], least_rows(spec.bits)
     if rows < least:
         return f"with {rows} rows, codebooks would take more room than codes: '-pq' pays from {least} rows on"
@@ -249,6 +248,4 @@ def _block_problem(layer: Layer, spec: WeightSpec) -> str | None:
                 f"{layer.weight_shape[1]} columns do not fill bytes of {per_byte} values: the runtime reads whole ones"
             )
         return None
-    if layer.op_type not in ("Gemm", "MatMul"):
-        return "blocks of inputs have kernels for MatMul, Gemm and embedding tables only"
     return layer.integer_problem or None  # what keeps a product from being x W + b keeps it from this kernel as well

@@ -23,7 +23,16 @@ from autoq.spec.checking import AsTuple, Count, Fields, Text, nearest, show, val
 from autoq.spec.document import read_mapping
 from autoq.spec.job import LatencyChoice
 from autoq.spec.resources import find_named, named
-from autoq.spec.schemes import all_schemes, costed_texts, glob_problem, matches, nearest_scheme, without_calibration
+from autoq.spec.schemes import (
+    all_schemes,
+    costed_texts,
+    glob_problem,
+    globbed,
+    known_texts,
+    matches,
+    nearest_scheme,
+    without_calibration,
+)
 
 AUTO = "auto"
 Kind = Literal["cpu", "gpu", "npu"]
@@ -171,13 +180,18 @@ class Profile:
 
     def legal(self, op_type: str, scheme: Scheme) -> str | None:
         """``None`` where a layer of ``op_type`` may have ``scheme`` here; else why not, in words."""
+        return self.legal_by_name(op_type, globbed(scheme))
+
+    def legal_by_name(self, op_type: str, names: tuple[str, str]) -> str | None:
+        """As :meth:`legal`, of the scheme with these :func:`autoq.spec.schemes.globbed`."""
         rules = self.ops.get(op_type)
         if rules is None:
-            return None if scheme == FLOAT32 else f"the profile {self.name} says nothing of {op_type}: it stays float32"
+            float32 = names[0] == FLOAT32.family
+            return None if float32 else f"the profile {self.name} says nothing of {op_type}: it stays float32"
         for forbidden in rules.forbid:
-            if matches(forbidden.schemes, scheme):
+            if matches(forbidden.schemes, names):
                 return forbidden.why
-        if any(matches(glob, scheme) for glob in rules.allow):
+        if any(matches(glob, names) for glob in rules.allow):
             return None
         return f"the profile {self.name} allows {op_type} only {', '.join(rules.allow)}"
 
@@ -383,9 +397,9 @@ def _unpriced(profile: Profile) -> list[str]:
     for op in profile.ops:
         # A family's cost serves all of its schemes; one by one only the others are looked at, for there are thousands.
         priced = {text for owner, text in profile.costs if owner in (op, "")} | {FLOAT32.family}
-        for scheme in all_schemes():
+        for scheme, names in known_texts():
             family = scheme.family
-            if family.replace("w7", "w8") in priced or (op, family) in missing or profile.legal(op, scheme) is not None:
+            if family.replace("w7", "w8") in priced or (op, family) in missing or profile.legal_by_name(op, names):
                 continue
             if _cost(profile.costs, op, scheme) is None:
                 missing[op, family] = None

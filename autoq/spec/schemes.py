@@ -87,14 +87,26 @@ def without_calibration(scheme: Scheme) -> str:
     return str(scheme).partition("@")[0]
 
 
-def matches(glob: str, scheme: Scheme) -> bool:
-    """Whether ``glob`` matches the scheme's text, or its text up to the ``@``."""
-    return fnmatchcase(str(scheme), glob) or fnmatchcase(without_calibration(scheme), glob)
+@cache
+def known_texts() -> tuple[tuple[Scheme, tuple[str, str]], ...]:
+    """Every scheme with its :func:`globbed`, which cost more than all else that is asked of them."""
+    return tuple((scheme, globbed(scheme)) for scheme in all_schemes())
+
+
+def globbed(scheme: Scheme) -> tuple[str, str]:
+    """What globs are held against: the scheme's text, and that up to the ``@``."""
+    text = str(scheme)
+    return text, text.partition("@")[0]
+
+
+def matches(glob: str, names: tuple[str, str]) -> bool:
+    """Whether ``glob`` matches either of a scheme's :func:`globbed`."""
+    return fnmatchcase(names[0], glob) or fnmatchcase(names[1], glob)
 
 
 def glob_problem(glob: str) -> str:
     """Why ``glob`` can match no scheme, or an empty string."""
-    if any(matches(glob, scheme) for scheme in all_schemes()):
+    if any(matches(glob, names) for _, names in known_texts()):
         return ""
     try:
         Scheme.parse(glob)  # a percentile that is not among the few in all_schemes

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from autoq.core.scheme import Scheme
 from autoq.errors import JobError
-from autoq.spec.schemes import all_schemes, expand_braces, glob_problem, matches, parse_schemes
+from autoq.spec.schemes import all_schemes, expand_braces, glob_problem, globbed, matches, parse_schemes
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_every_percentile_survives_its_text(percentile: float) -> None:
     ],
 )
 def test_globs(glob: str, text: str, matched: bool) -> None:
-    assert matches(glob, Scheme.parse(text)) is matched
+    assert matches(glob, globbed(Scheme.parse(text))) is matched
 
 
 def test_a_glob_that_matches_nothing_is_a_typo() -> None:

@@ -1,0 +1,62 @@
+"""``autoq profile``: which hardware profiles there are, what each says, and which describe this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def profile() -> None:
+    """Hardware profiles: what there is, what one allows, which describe this machine."""
+
+
+@profile.command("list")
+@_JSON
+def list_profiles(as_json: bool) -> None:
+    """List the profiles that come with autoq."""
+    from autoq.cli.profile_view import fit_dict, print_list
+    from autoq.runtime.detect import detect as find
+
+    found = sorted(find(), key=lambda each: each.name)
+    if as_json:
+        click.echo(json.dumps([fit_dict(each) for each in found], indent=1))
+    else:
+        print_list(found)
+
+
+@profile.command()
+@click.argument("name")
+@_JSON
+def show(name: str, as_json: bool) -> None:
+    """Show what the profile NAME (or the YAML file at a path) allows, and how its figures come about."""
+    from autoq.cli.profile_view import print_page, standing
+    from autoq.runtime.detect import fit
+    from autoq.runtime.machine import describe
+    from autoq.spec.hardware import load_profile
+    from autoq.spec.profile_page import page_dict
+
+    found = load_profile(name, Path())
+    stands = fit(found, describe())
+    if as_json:
+        click.echo(json.dumps({**page_dict(found), "this_machine": standing(stands)}, indent=1))
+    else:
+        print_page(found, stands)
+
+
+@profile.command()
+@_JSON
+def detect(as_json: bool) -> None:
+    """Say which profiles describe this machine, the best first, and why the others do not."""
+    from autoq.cli.profile_view import fit_dict, print_detected
+    from autoq.runtime.detect import detect as find
+
+    found = find()
+    if as_json:
+        click.echo(json.dumps([fit_dict(each) for each in found], indent=1))
+    else:
+        print_detected(found)

@@ -1,0 +1,101 @@
+"""Hardware profiles as tables and pages for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from autoq.cli.front_view import console
+from autoq.runtime.detect import Fit
+from autoq.spec.hardware import Profile
+from autoq.spec.profile_page import OpPage, gauge_name, latency_words, match_words, not_allowed, obtained, op_pages
+
+
+def print_list(found: Sequence[Fit]) -> None:
+    """A row for each profile."""
+    table = Table(title="Hardware profiles", title_justify="left")
+    for heading in ("profile", "kind", "runtime", "latency", "on this machine"):
+        table.add_column(heading, overflow="fold")
+    for each in found:
+        known = each.profile
+        row = (known.kind, known.runtime.name, obtained(known)) if known else ("-", "-", "-")
+        table.add_row(escape(each.name), *row, escape(each.reason), style="bold" if each.fits else None)
+    out = console()
+    out.print(table)
+    out.print("One of them in full: autoq profile show NAME")
+
+
+def print_detected(found: Sequence[Fit], out: Console | None = None) -> None:
+    """A line for each profile, the best first, then what to write into a job."""
+    out = out or console()
+    for each in found:
+        mark = "[green]ok  [/]" if each.fits else "[yellow]no  [/]"
+        how = f" (latency {obtained(each.profile)})" if each.fits and each.profile else ""
+        out.print(f"{mark}profile {escape(each.name)}: {escape(each.reason)}{how}", soft_wrap=True)
+    if found and found[0].fits:
+        out.print(f"In a job: hardware: {escape(found[0].name)}")
+    else:
+        out.print("No profile describes this machine: write one of your own (docs/hardware-profiles.md)")
+
+
+def print_page(profile: Profile, stands: Fit) -> None:
+    """All that a profile says, on one page."""
+    out = console()
+    out.print(f"[bold]{escape(profile.name)}[/bold] ({profile.kind})")
+    out.print(escape(profile.description), soft_wrap=True)
+    latency = profile.latency
+    made = [f"{name} {value}" for name, value in profile.runtime.arguments.items()]
+    for heading, text in (
+        ("runtime", f"{', '.join([profile.runtime.name, *made])}: the metric is scored on it"),
+        ("latency", f"{latency_words(profile)} ({gauge_name(profile)})"),
+        ("", f"ratios are against {profile.reference}"),
+        ("", f"batch {latency.batch}, {latency.threads} thread(s), where the job says nothing else"),
+        ("recognised by", match_words(profile)),
+        ("this machine", stands.reason),
+        *(("instead", f"what a space calls {family} is {other} here") for family, other in profile.instead.items()),
+    ):
+        out.print(f"{heading:14}{escape(text)}", soft_wrap=True)
+    pages = op_pages(profile)
+    for page in pages:
+        alike = [other.op for other in pages if _same(page, other)]
+        if page.op == alike[0]:
+            _print_ops(out, ", ".join(alike), page)
+    out.print("An op that is not listed stays float32.")
+
+
+def fit_dict(each: Fit) -> dict[str, Any]:
+    """How a profile stands to this machine, as JSON can hold it."""
+    known = each.profile
+    return {
+        "name": each.name,
+        "kind": known.kind if known else None,
+        "runtime": known.runtime.name if known else None,
+        "latency": obtained(known) if known else None,
+        **standing(each),
+    }
+
+
+def standing(each: Fit) -> dict[str, Any]:
+    """Whether a profile fits this machine, and what is in the way."""
+    return {"fits": each.fits, "problems": list(each.problems), "install": each.install}
+
+
+def _same(page: OpPage, other: OpPage) -> bool:
+    return (page.families, page.forbidden) == (other.families, other.forbidden)
+
+
+def _print_ops(out: Console, ops: str, page: OpPage) -> None:
+    table = Table(title=ops, title_justify="left")
+    for heading in ("may be", "weights", "activations", "rounding"):
+        table.add_column(heading, overflow="fold")
+    for family in page.families:
+        table.add_row(family.family, family.weights, family.activations, family.rounding)
+    out.print(table)
+    for schemes, why in page.forbidden:
+        out.print(f"  never {escape(schemes)}: {escape(why)}", soft_wrap=True)
+    if others := not_allowed(page):
+        out.print(f"  not here: {', '.join(others)}", soft_wrap=True)

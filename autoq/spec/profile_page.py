@@ -1,0 +1,167 @@
+"""A hardware profile as its reader wants it: what each op may have, in words, and how every figure comes about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from autoq.core.op_rules import op_problem
+from autoq.core.scheme import BLOCKS, FLOAT32, Scheme, WeightSpec
+from autoq.spec.hardware import Profile
+from autoq.spec.schemes import all_schemes, known_texts
+
+OBTAINED = {
+    "meter": "measured",
+    "command": "command",
+    "vela": "estimated",
+    "roofline": "estimated",
+}
+"""How a gauge comes by a latency; one that is not listed measures."""
+
+_WORDS = {
+    "measured": "measured here, in turn with the reference, each file in a fresh process",
+    "command": "measured by the profile's command, which autoq runs for every file",
+    "estimated": "estimated, never measured; shown as estimated wherever it is shown",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """The schemes of one family that an op may have, and what they may be: each a phrase."""
+
+    family: str
+    weights: str
+    activations: str
+    rounding: str
+    schemes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpPage:
+    """What one op may have, what it may not, and why."""
+
+    op: str
+    families: tuple[Family, ...]
+    forbidden: tuple[tuple[str, str], ...]
+
+
+def gauge_name(profile: Profile) -> str:
+    """What takes latency on this profile: ``meter``, ``roofline``, …"""
+    return profile.measure.by
+
+
+def obtained(profile: Profile) -> str:
+    """``measured``, ``command`` or ``estimated``: how a latency on this profile comes about."""
+    return OBTAINED.get(gauge_name(profile), "measured")
+
+
+def latency_words(profile: Profile) -> str:
+    """How a latency comes about, as a sentence's end."""
+    return _WORDS[obtained(profile)]
+
+
+def op_pages(profile: Profile) -> list[OpPage]:
+    """A page for every op that the profile names."""
+    return [_op_page(profile, op) for op in profile.ops]
+
+
+def page_dict(profile: Profile) -> dict[str, Any]:
+    """The whole page, as JSON can hold it."""
+    return {
+        "name": profile.name,
+        "kind": profile.kind,
+        "description": profile.description,
+        "runtime": profile.runtime.model_dump(mode="json"),
+        "latency": {
+            "obtained": obtained(profile),
+            "by": gauge_name(profile),
+            **profile.latency.model_dump(mode="json"),
+        },
+        "reference": str(profile.reference),
+        "measure": profile.measure.model_dump(mode="json"),
+        "match": profile.match.model_dump(mode="json"),
+        "ops": [asdict(page) for page in op_pages(profile)],
+        "instead": dict(profile.instead),
+        "forms": list(profile.forms),
+        "lowering": profile.lowering.model_dump(mode="json"),
+    }
+
+
+def match_words(profile: Profile) -> str:
+    """How the machine is recognised, as a sentence's end."""
+    match = profile.match
+    parts = [f"architecture {' or '.join(match.arch)}"] if match.arch else []
+    parts += [f"a CPU with any of {', '.join(match.any_cpu_flags)}"] if match.any_cpu_flags else []
+    parts += [f"a CPU with {' and '.join(match.all_cpu_flags)}"] if match.all_cpu_flags else []
+    parts += [f"a CPU without {', '.join(match.no_cpu_flags)}"] if match.no_cpu_flags else []
+    return ", ".join(parts) or "any machine"
+
+
+def _op_page(profile: Profile, op: str) -> OpPage:
+    legal: dict[str, list[Scheme]] = {}
+    for scheme, names in known_texts():
+        if op_problem(op, scheme) is None and profile.legal_by_name(op, names) is None:
+            legal.setdefault(scheme.family, []).append(scheme)
+    forbidden = [(each.schemes, each.why) for each in profile.ops[op].forbid]
+    return OpPage(
+        op=op,
+        families=tuple(_family(name, schemes) for name, schemes in legal.items()),
+        forbidden=tuple(forbidden),
+    )
+
+
+def _family(name: str, schemes: list[Scheme]) -> Family:
+    weights = [scheme.weight for scheme in schemes if scheme.weight is not None]
+    if not weights:
+        return Family(family=name, weights="float32", activations="float32", rounding="", schemes=len(schemes))
+    if weights[0].bits == 16:
+        return Family(family=name, weights="float16", activations="float32", rounding="", schemes=len(schemes))
+    return Family(
+        family=name,
+        weights=_weight_words(weights),
+        activations=_activation_words(schemes),
+        rounding=_listed(spec.rounding for spec in weights),
+        schemes=len(schemes),
+    )
+
+
+def _weight_words(weights: list[WeightSpec]) -> str:
+    bits = weights[0].bits
+    scales = {spec.granularity for spec in weights}
+    parts = [text for key, text in (("channel", "channel"), ("tensor", "tensor")) if key in scales]
+    blocks = [str(size) for name, size in BLOCKS.items() if name in scales]
+    words = f"{bits} bits, a scale per {' or '.join(parts)}" if parts else f"{bits} bits"
+    if blocks:
+        words += f"{', or' if parts else ', a scale'} per block of {', '.join(blocks)}"
+    asymmetric = {spec.granularity for spec in weights if not spec.symmetric}
+    return words + ("; zero points with blocks, else symmetric" if asymmetric else "; symmetric, zero points 0")
+
+
+def _activation_words(schemes: list[Scheme]) -> str:
+    specs = [scheme.activation for scheme in schemes if scheme.activation is not None]
+    if not specs:
+        return "float32"
+    signs = [
+        text
+        for signed, text in ((False, "unsigned with a zero point"), (True, "signed and symmetric (-s8)"))
+        if any(spec.signed == signed for spec in specs)
+    ]
+    ranges = [
+        text
+        for dynamic, text in ((False, "calibrated"), (True, "found at run time"))
+        if any(spec.dynamic == dynamic for spec in specs)
+    ]
+    bits = _listed(f"{spec.bits} bits" for spec in specs)
+    return f"{bits}, {' or '.join(signs)}, ranges {' or '.join(ranges)}"
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(dict.fromkeys(map(str, values)))
+
+
+def not_allowed(page: OpPage) -> list[str]:
+    """The families that the op cannot have at all."""
+    every = dict.fromkeys(scheme.family for scheme in all_schemes())
+    have = {family.family for family in page.families}
+    return [name for name in every if name not in have and name != FLOAT32.family]
