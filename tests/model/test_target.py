@@ -1,0 +1,34 @@
+"""What candidates are written for: files, and who opens them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from autoq.errors import ProfileError
+from autoq.model.target import WRITERS, Target
+from autoq.runtime.base import RUNTIMES
+from tests.small_job import small_model
+
+
+def test_onnx_is_written_already() -> None:
+    target = Target.load("onnxruntime", {"provider": "CPUExecutionProvider"})
+    model = small_model().SerializeToString()
+    assert target.runs_onnx and target.suffix == ".onnx" and target.write(model) is model
+    inputs = {"x": np.zeros((3, 3, 8, 8), np.float32)}
+    (output,) = target.outputs(model, inputs, 2).values()
+    assert len(output) == 3
+
+
+def test_every_runtime_has_a_writer() -> None:
+    for name in RUNTIMES:
+        try:
+            target = Target.load(name)
+        except ProfileError:  # not installed, or nothing for it here
+            continue
+        assert target.runs_onnx or target.suffix in WRITERS
+
+
+def test_an_unknown_runtime_is_named() -> None:
+    with pytest.raises(ProfileError, match="unknown runtime 'onnxrt'; known: onnxruntime"):
+        Target.load("onnxrt")
