@@ -90,6 +90,32 @@ def quantize_in_blocks(
     return (found + offset).astype(np.int8), (scale * unit).astype(np.float32), zeros
 
 
+def with_positive_scales(levels: Integers, scale: Matrix, *, bits: int, block: int) -> tuple[Integers, Matrix]:
+    """The same weights, levels ``[channels, K]`` and scales ``[channels, blocks]``, with every scale above 0.
+
+    For kernels that take no negative scale. A block that has one changes its signs; where it uses the level that has
+    no opposite, ``-2**(bits - 1)``, it is rounded anew, at the scale of least squared error between that which fits the
+    level and that which cuts it off. All other blocks stay as they are.
+    """
+    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    inputs, count = levels.shape[1], scale.shape[1]
+    padded = np.zeros((len(levels), count * block), np.float64)
+    padded[:, :inputs] = levels
+    signs = np.sign(scale).reshape(-1, 1)
+    turned = padded.reshape(-1, block) * signs
+    size = np.abs(scale.astype(np.float64)).reshape(-1, 1)
+    beyond = (turned > high).any(axis=1)
+    found, best = np.clip(turned, low, high), size.copy()
+    error = np.square(turned - found).sum(axis=1)
+    for factor in np.linspace(1, -low / high, 9)[1:]:
+        tried = np.clip(np.rint(turned / factor), low, high)
+        its = np.square(turned - tried * factor).sum(axis=1)
+        better = beyond & (its < error)
+        found[better], error[better], best[better] = tried[better], its[better], size[better] * factor
+    kept = found.reshape(len(levels), -1)[:, :inputs]
+    return kept.astype(np.int8), best.reshape(scale.shape).astype(np.float32)
+
+
 def _power_of_two(peak: npt.NDArray[Any]) -> Array:
     """The least power of two that is not below ``peak``, or below the smallest scale."""
     return np.asarray(np.exp2(np.ceil(np.log2(np.maximum(np.asarray(peak, np.float64), float(MIN_SCALE))))))

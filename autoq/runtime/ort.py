@@ -70,11 +70,14 @@ def open_session(
     *,
     threads: int = 1,
     provider: str = "CPUExecutionProvider",
+    provider_options: Mapping[str, Any] | None = None,
+    config: Mapping[str, str] | None = None,
     optimized_path: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """A session on ``model`` (a file, or its bytes where it has no external data).
 
     ``threads`` is the intra-op thread count: fixed, so that outputs do not depend on the machine's load.
+    ``provider_options`` go to the provider, ``config`` are entries of the session's configuration, by default none.
     ``optimized_path`` is where the runtime writes the graph that it really runs.
 
     Raises :class:`~autoq.errors.TrialError` (``load``) for a model that the runtime rejects, and
@@ -86,9 +89,11 @@ def open_session(
     options.log_severity_level = _FATAL
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)
+    for key, value in (config or {}).items():
+        options.add_session_config_entry(key, value)
     source = model if isinstance(model, bytes) else str(model)
     try:
-        return onnxruntime.InferenceSession(source, options, providers=[provider])
+        return onnxruntime.InferenceSession(source, options, providers=[(provider, dict(provider_options or {}))])
     except Exception as error:  # ONNX Runtime's errors have no common base below Exception
         raise TrialError("load", f"ONNX Runtime rejects the model: {clean_message(error)}") from error
 

@@ -4,11 +4,11 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from autoq.numerics.blocks import blocks_of, quantize_in_blocks
+from autoq.numerics.blocks import blocks_of, quantize_in_blocks, spread, with_positive_scales
 from autoq.numerics.packing import pack_rows
 from autoq.numerics.scales import WEIGHT_LEVELS
 from autoq.numerics.weights import QuantizedWeight, quantize_weight
@@ -161,3 +161,26 @@ def test_rows_of_packed_bytes(bits, size):
     for index in np.ndindex(*values.shape):
         byte, shift = divmod(index[-1] * bits, 8)
         assert packed[(*index[:-1], byte)] >> shift & (2**bits - 1) == values[index]
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), bits=st.sampled_from([2, 4]), inputs=st.integers(1, 40))
+def test_positive_scales(seed: int, bits: int, inputs: int) -> None:
+    """Blocks that need not change their levels keep their weights exactly; the others come as near as any scale lets
+    them that is tried, which is nearer than cutting the level off."""
+    rng, block, low = np.random.default_rng(seed), 16, -(1 << (bits - 1))
+    levels = rng.integers(low, -low, (3, inputs)).astype(np.int8)
+    scale = (rng.uniform(0.5, 2, (3, -(-inputs // block))) * rng.choice([-1, 1], (3, 1))).astype(np.float32)
+    found, positive = with_positive_scales(levels, scale, bits=bits, block=block)
+    assert (positive > 0).all()
+    assert found.min() >= low and found.max() < -low
+    before, after = levels * spread(scale, inputs, block), found * spread(positive, inputs, block)
+    for start in range(0, inputs, block):
+        for row, at in ((row, start // block) for row in range(3)):
+            part = slice(start, start + block)
+            if scale[row, at] > 0 or levels[row, part].min() > low:
+                assert (after[row, part] == before[row, part]).all()
+            else:
+                cut = np.where(levels[row, part] == low, low + 1, levels[row, part]) * scale[row, at]
+                errors = [np.square(each - before[row, part]).sum() for each in (after[row, part], cut)]
+                assert errors[0] <= errors[1] * (1 + 1e-6)
