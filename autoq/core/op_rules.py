@@ -10,6 +10,10 @@ _PRODUCTS = ("Gemm", "MatMul")
 def op_problem(op_type: str, scheme: Scheme) -> str | None:
     """Why no layer of ``op_type`` can have ``scheme``, or ``None``."""
     weight, activation = scheme.weight, scheme.activation
+    if scheme.floats is not None and op_type not in (*_PRODUCTS, *(["Conv"] if scheme.floats == "fp16" else [])):
+        return (
+            f"{scheme.floats} multiplies in {'MatMul, Gemm and Conv' if scheme.floats == 'fp16' else 'MatMul and Gemm'}"
+        )
     if activation is not None and activation.dynamic and op_type not in _PRODUCTS:
         return "ranges found at run time are for MatMul and Gemm: convolutions would run slower than in float32"
     if activation is not None and op_type == "Gather":

@@ -4,6 +4,8 @@ Grammar (defaults are left out of the text, so that one scheme has one name)::
 
     float32                         untouched
     float16                         weights stored as float16, computed as before
+    bf16  fp16                      weights and inputs rounded to bfloat16 or float16, multiplied as such
+    fp8                             weights and inputs in 8-bit floats (e4m3): a scale a channel, a scale a row
     w8  w4  w2                      weight-only: integer weights, float activations
     w4-b32-asym                     weight-only in blocks of 32 inputs, each with a scale and a zero point
     w8a8@minmax                     integer weights and 8-bit activations, ranges calibrated by min-max
@@ -12,7 +14,8 @@ Grammar (defaults are left out of the text, so that one scheme has one name)::
     w8a8-s8-tensor@mse              signed symmetric activations, one weight scale for the whole tensor
     w4a8-kmeans-bc-smooth0.5@mse    weights from a codebook of 16 values, bias corrected, inputs smoothed
 
-    scheme      := "float32" | "float16" | weight options | weight "a8" ["-s8"] options "@" calibration
+    scheme      := floats | weight options | weight "a8" ["-s8"] options "@" calibration
+    floats      := "float32" | "float16" | "bf16" | "fp16" | "fp8"
     weight      := "w" ("8" | "7" | "4" | "2")
     options     := ["-tensor" | "-b32" | "-b64" | "-b128"] ["-asym"] [rounding] ["-bc" | "-bca"] ["-smooth" NUMBER]
     rounding    := "-gptq" | "-adaround" | "-gptaq" | "-brecq" | "-kmeans" | "-pq"
@@ -33,6 +36,11 @@ Granularity = Literal["channel", "tensor", "b32", "b64", "b128"]
 Rounding = Literal["nearest", "gptq", "adaround", "gptaq", "brecq", "kmeans", "pq"]
 BiasCorrection = Literal["empirical", "analytic"]
 CalibrationMethod = Literal["minmax", "ema", "percentile", "entropy", "mse", "dynamic"]
+
+Floats = Literal["bf16", "fp16", "fp8"]
+
+FLOATS: dict[Floats, int] = {"bf16": 16, "fp16": 16, "fp8": 8}
+"""What products of short floats are called, and the bits of their weights. Sums are float32's."""
 
 BY_BLOCK: dict[Rounding, Rounding] = {"gptaq": "gptq", "brecq": "adaround"}
 """Roundings for what a layer gets from others rounded likewise, and how each rounds the layer in the end."""
@@ -137,12 +145,15 @@ class ActivationSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
-    """The precision of one layer. ``weight`` and ``activation`` both ``None`` is float32."""
+    """The precision of one layer. All ``None`` is float32; ``floats`` are products of short floats, and stand alone."""
 
     weight: WeightSpec | None = None
     activation: ActivationSpec | None = None
+    floats: Floats | None = None
 
     def __post_init__(self) -> None:
+        if self.floats is not None and (self.weight is not None or self.activation is not None):
+            raise JobError(f"{self.floats} is a scheme by itself: it goes with no integers")
         if self.activation is not None and (self.weight is None or self.weight.bits == 16):
             raise JobError("8-bit activations need integer weights (w8a8, w4a8 or w2a8)")
         if self.weight is None:
@@ -162,11 +173,15 @@ class Scheme:
     @property
     def weight_bits(self) -> int:
         """Bits per stored weight: 32, 16, 8, 4 or 2. 7-bit weights are stored in 8."""
+        if self.floats is not None:
+            return FLOATS[self.floats]
         return 32 if self.weight is None else self.weight.stored_bits
 
     @property
     def family(self) -> str:
         """The scheme less its options: ``float32``, ``float16``, ``w4``, ``w4a8``, …"""
+        if self.floats is not None:
+            return self.floats
         if self.weight is None:
             return "float32"
         if self.weight.bits == 16:
@@ -192,6 +207,8 @@ class Scheme:
             return cls()
         if text == "float16":
             return cls(weight=WeightSpec(bits=16))
+        if text in FLOATS:
+            return cls(floats=text)
         match = _PATTERN.fullmatch(text)
         if match is None:
             raise JobError(

@@ -27,13 +27,14 @@ from onnx import TensorProto, helper
 
 from autoq.core.layer import Layer
 from autoq.core.policy import Policy
-from autoq.core.scheme import ActivationSpec, Scheme, WeightSpec
+from autoq.core.scheme import ActivationSpec, Floats, Scheme, WeightSpec
 from autoq.errors import TrialError
 from autoq.model.activations import ACTIVATIONS, UNIT, slope, written_at
 from autoq.model.assemble import assemble, live, without_notes
 from autoq.model.barriers import barriers
 from autoq.model.corrections import added_bias
 from autoq.model.entries import Entry
+from autoq.model.floats import short_product, shortened
 from autoq.model.forms import form_candidate, formed
 from autoq.model.graph import Graph, attribute
 from autoq.model.operators import is_carry
@@ -123,6 +124,7 @@ class _Builder:
         self.stored = Stored(lowering.layers)
         self.nodes: list[onnx.NodeProto] = []
         self.ranged: set[str] = set()
+        self.shortened: set[tuple[str, Floats]] = set()
         self.corrected_adds: dict[str, tuple[int, np.ndarray]] = {}
         self.smoothed: set[str] = set()
         self.absorbers = self._absorbers()
@@ -164,6 +166,8 @@ class _Builder:
             node.input[0] = self._copied(node.input[0], f"{node.output[0]}::in")
         if layer is not None and layer.op_type == "Gather":
             node = self._look_up(layer, node)
+        elif layer is not None and self.policy[layer.name].floats is not None:
+            node = self._short_floats(layer, node)
         elif layer is not None and self._at_run_time(layer):
             node = self._dynamic(layer, node)
         elif layer is not None and self._in_blocks(layer):
@@ -407,6 +411,29 @@ class _Builder:
         *before, last = dynamic_product(node, tensor, matrix, scales, self._float_bias(layer, scheme))
         self.nodes += before
         return last
+
+    def _short_floats(self, layer: Layer, node: onnx.NodeProto) -> onnx.NodeProto:
+        """The product of bfloat16, float16 or 8-bit floats; returns the last of its nodes."""
+        floats = self.policy[layer.name].floats
+        assert floats is not None
+        tensor = node.input[0]
+        if (tensor, floats) not in self.shortened:
+            self.shortened.add((tensor, floats))
+            self.nodes += shortened(tensor, floats, self.stored)
+        *before, last = short_product(
+            node, layer, floats, self._constant(layer.weight), self._own_bias(layer), self.stored
+        )
+        self.nodes += before
+        return last
+
+    def _own_bias(self, layer: Layer) -> str | None:
+        """The name of a layer's own bias, float32 ``[channels]``, where it has one."""
+        bias = self._bias(layer, None)
+        if bias is None:
+            return None
+        name = f"{layer.bias}::{layer.node}::f32"
+        self.stored.array(name, bias)
+        return name
 
     def _in_blocks(self, layer: Layer) -> bool:
         weight = self.policy[layer.name].weight

@@ -46,7 +46,7 @@ def latency_class(layer: Layer, scheme: Scheme) -> str:
     """
     weight, activation = scheme.weight, scheme.activation
     if weight is None:
-        return FLOAT
+        return scheme.floats or FLOAT
     if weight.block is not None:
         return f"w{weight.bits}-{weight.granularity}" + ("" if weight.symmetric else "-asym")
     if layer.op_type == "Gather":

@@ -15,6 +15,7 @@ from autoq.core.scheme import BY_BLOCK, FLOAT32, ActivationSpec, Scheme, WeightS
 from autoq.errors import ProfileError, TrialError
 from autoq.model.analytic import analytic_means, analytic_problem, assumed_inputs
 from autoq.model.corrections import bias_problem
+from autoq.model.floats import floats_problem
 from autoq.model.graph import Graph
 from autoq.model.moments import has_moment
 from autoq.model.prepare import INT2_IR_VERSION, INT2_OPSET, TARGET_OPSET, raise_opset
@@ -135,6 +136,7 @@ def _candidates(
         if scheme != listed:
             replaced.append((listed, scheme))
         why = _model_problem(graph, layer, scheme, opset) or profile.legal(layer.op_type, scheme)
+        why = why or profile.misaligned(layer, scheme)
         why = why or (int2_problem if _has_int2(scheme) else "")
         if why:
             refused.append((scheme, why))
@@ -212,6 +214,8 @@ def _model_problem(graph: Graph, layer: Layer, scheme: Scheme, opset: int) -> st
         return layer.integer_problem
     if problem := op_problem(layer.op_type, scheme):
         return problem
+    if scheme.floats is not None:
+        return floats_problem(layer, scheme.floats)
     if scheme.activation is not None and scheme.activation.dynamic and scheme.activation.smoothing is not None:
         return "smoothing needs what calibration sees: it goes with calibrated ranges, not with '@dynamic'"
     if scheme.weight is not None and scheme.weight.smoothing is not None and scheme.weight.rounding in BY_BLOCK:

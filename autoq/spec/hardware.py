@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from autoq.core.form import FORM_NAMES
-from autoq.core.layer import LAYER_OPS
+from autoq.core.layer import LAYER_OPS, Layer
 from autoq.core.scheme import FLOAT32, Scheme
 from autoq.errors import JobError
 from autoq.spec.checking import AsTuple, Count, Fields, Text, nearest, show, validate
@@ -52,11 +52,20 @@ class Forbidden(Fields):
     why: Text
 
 
+class Alignment(Fields):
+    """Schemes (a glob) whose kernels take only layers with a multiple of so many inputs and outputs."""
+
+    schemes: Text
+    multiple_of: Count
+    why: Text
+
+
 class OpRules(Fields):
-    """The schemes (globs) that one op may have; ``forbid`` is stronger than ``allow``."""
+    """The schemes (globs) that one op may have; ``forbid`` is stronger than ``allow``, and so is ``align``."""
 
     allow: Annotated[tuple[Text, ...], AsTuple, Field(min_length=1)] = Field(examples=["[float32, w8a8]"])
     forbid: Annotated[tuple[Forbidden, ...], AsTuple] = ()
+    align: Annotated[tuple[Alignment, ...], AsTuple] = ()
 
 
 class RuntimeChoice(Fields):
@@ -195,6 +204,18 @@ class Profile:
             return None
         return f"the profile {self.name} allows {op_type} only {', '.join(rules.allow)}"
 
+    def misaligned(self, layer: Layer, scheme: Scheme) -> str | None:
+        """Why no kernel here takes a layer of this shape under ``scheme``; ``None`` where one does."""
+        rules = self.ops.get(layer.op_type)
+        inputs = layer.parameters // max(layer.channels, 1)
+        for rule in rules.align if rules is not None else ():
+            if (inputs % rule.multiple_of or layer.channels % rule.multiple_of) and matches(
+                rule.schemes, globbed(scheme)
+            ):
+                sizes = f"{inputs} inputs and {layer.channels} outputs"
+                return f"{sizes} are not both multiples of {rule.multiple_of}: {rule.why}"
+        return None
+
     def cost(self, op_type: str, scheme: Scheme, uses: float = 1.0) -> float:
         """Modelled time per multiply-accumulate, float32 = 1; it guides proposals and is never a measurement.
 
@@ -237,7 +258,7 @@ class Profile:
             "runtime": self.runtime.model_dump(mode="json", exclude_none=True),
             "latency": self.latency.model_dump(mode="json"),
             "lowering": self.lowering.model_dump(mode="json"),
-            "ops": {op: rules.model_dump(mode="json") for op, rules in self.ops.items()},
+            "ops": {op: _rules_document(rules) for op, rules in self.ops.items()},
             # Lists, as run.json gives them back: a search that goes on compares the two.
             "costs": {f"{op}:{text}": [list(pair) for pair in cost] for (op, text), cost in self.costs.items()},
             **({"instead": dict(self.instead)} if self.instead else {}),
@@ -264,6 +285,7 @@ def load_profile(name_or_path: str | Path, base_dir: str | Path) -> Profile:
             problems.append(f"ops: no layer is a {show(op)}{nearest(op, LAYER_OPS)}; known: {', '.join(LAYER_OPS)}")
         globs = [(f"ops.{op}.allow[{number}]", glob) for number, glob in enumerate(rules.allow)]
         globs += [(f"ops.{op}.forbid[{number}].schemes", each.schemes) for number, each in enumerate(rules.forbid)]
+        globs += [(f"ops.{op}.align[{number}].schemes", each.schemes) for number, each in enumerate(rules.align)]
         problems += [f"{field}: {problem}" for field, glob in globs if (problem := glob_problem(glob))]
     profile = Profile(
         name=fields.name,
@@ -285,6 +307,11 @@ def load_profile(name_or_path: str | Path, base_dir: str | Path) -> Profile:
     if problems:
         raise JobError("\n".join(f"{path}: {problem}" for problem in problems))
     return profile
+
+
+def _rules_document(rules: OpRules) -> dict[str, Any]:
+    document = rules.model_dump(mode="json")
+    return document if document["align"] else {name: each for name, each in document.items() if name != "align"}
 
 
 def _instead_problems(instead: Mapping[str, str]) -> list[str]:
@@ -379,7 +406,8 @@ def _cost(costs: Mapping[tuple[str, str], Cost], op_type: str, scheme: Scheme) -
 def _cost_names(scheme: Scheme) -> list[str]:
     """What a scheme's cost may be listed under, the most telling first."""
     text = without_calibration(scheme)
-    assert scheme.weight is not None
+    if scheme.weight is None:
+        return [text]
     # How weights were rounded changes no speed, nor what was done to biases and inputs; codebooks are expanded once.
     weight = dataclasses.replace(scheme.weight, rounding="nearest", bias_correction=None, smoothing=None)
     activation = scheme.activation and dataclasses.replace(scheme.activation, smoothing=None)

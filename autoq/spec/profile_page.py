@@ -113,6 +113,8 @@ def _op_page(profile: Profile, op: str) -> OpPage:
 
 def _family(name: str, schemes: list[Scheme]) -> Family:
     weights = [scheme.weight for scheme in schemes if scheme.weight is not None]
+    if schemes[0].floats is not None:
+        return Family(family=name, weights=name, activations=name, rounding="", schemes=len(schemes))
     if not weights:
         return Family(family=name, weights="float32", activations="float32", rounding="", schemes=len(schemes))
     if weights[0].bits == 16:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from itertools import islice, product
 
-from autoq.core.scheme import BLOCKS, BY_BLOCK, CALIBRATION_METHODS, WEIGHT_BITS, Scheme
+from autoq.core.scheme import BLOCKS, BY_BLOCK, CALIBRATION_METHODS, FLOATS, WEIGHT_BITS, Scheme
 from autoq.errors import JobError
 from autoq.spec.checking import show
 
@@ -157,7 +157,7 @@ def _alternatives(text: str, start: int) -> tuple[int, list[str]]:
 
 
 def _every_text() -> Iterator[str]:
-    yield from ("float32", "float16")
+    yield from ("float32", "float16", *FLOATS)
     calibrations = [
         text
         for method in CALIBRATION_METHODS
