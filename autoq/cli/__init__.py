@@ -119,17 +119,18 @@ def front(run: Path, as_json: bool, how: str | None, **options: Any) -> None:
 @click.argument("run", type=_PATH)
 @_choosing
 @click.option("--out", type=_PATH, required=True, help="Folder to write.")
-def export(run: Path, how: str | None, out: Path, **options: Any) -> None:
+@click.option("--form", metavar="NAME", help="Write the model anew for another runtime (tensorrt), scored on the CPU.")
+def export(run: Path, how: str | None, out: Path, form: str | None, **options: Any) -> None:
     """Export a point of the front in RUN: the model, its manifest, and a script that runs it."""
     from autoq.cli.front_view import wish
     from autoq.record.choice_summary import choice_text
     from autoq.record.export import export_choice
 
-    choice = export_choice(run, out, how, **wish(options))
+    choice = export_choice(run, out, how, form=form, **wish(options))
     click.echo(choice_text(choice))
     files = ", ".join(path.name for path in (out / "manifest.json", out / "infer.py") if path.exists())
     model = out / f"model{Path(choice.point.model_path).suffix}"
-    click.echo(f"{choice.point.id} -> {model} ({choice.point.size_bytes:,} bytes), {files}")
+    click.echo(f"{choice.point.id} -> {model} ({model.stat().st_size:,} bytes), {files}")
     click.echo(f"Prove it with: autoq verify {out}")
 
 

@@ -19,7 +19,9 @@ from autoq.runtime.base import Runtime, load_runtime
 ONNX = ".onnx"
 
 # suffix -> "module:function" from a serialized ONNX candidate to the file's bytes; ONNX itself is written already.
-WRITERS: dict[str, str] = {}
+WRITERS: dict[str, str] = {
+    ".tensorrt.onnx": "autoq.model.tensorrt:to_tensorrt",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,7 +45,7 @@ _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """A rule that a file breaks: ``rule`` in a word, the ``node`` (or tensor), what was ``found``, and what ``helps``."""
+    """A rule that a file breaks: ``rule`` in a word, the ``node`` or tensor, what was ``found`` and what ``helps``."""
 
     rule: str
     node: str

@@ -13,6 +13,7 @@ from autoq.core.objectives import Constraints
 from autoq.core.result import FrontPoint
 from autoq.errors import RunError
 from autoq.record.choice import Choice, Weights, choose
+from autoq.record.export_form import in_form
 from autoq.record.files import write_atomically
 from autoq.record.front import read_front
 from autoq.record.health import HEALTH_FILE, point_health
@@ -40,11 +41,18 @@ def export_point(
 
 
 def export_choice(
-    run: Path, out: Path, how: str | None = None, *, bounds: Constraints | None = None, weights: Weights | None = None
+    run: Path,
+    out: Path,
+    how: str | None = None,
+    *,
+    bounds: Constraints | None = None,
+    weights: Weights | None = None,
+    form: str | None = None,
 ) -> Choice:
     """Exports the point of ``run``'s front that is chosen (:func:`autoq.record.choice.choose`) into ``out``.
 
-    The model is the very file that was scored. Raises :class:`RunError` when the run has no such point, its file is
+    The model is the very file that was scored, unless another ``form`` is asked for
+    (:data:`autoq.record.export_form.FORMS`), which is scored anew. Raises :class:`RunError` when the run has no such point, its file is
     missing or changed, or ``out`` holds something else or cannot be written.
     """
     folder = RunFolder(run)
@@ -61,6 +69,8 @@ def export_choice(
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST_FILE).exists())):
         raise RunError(f"{out} exists and holds no exported model; give another --out")
     manifest = manifest_of(front, point, folder.read(), model)
+    if form is not None:
+        model, manifest = in_form(form, model, manifest)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -14,8 +14,10 @@ from autoq.core.identity import sha256_hex
 from autoq.core.scheme import Scheme
 from autoq.errors import AutoqError, RunError, TrialError
 from autoq.model.target import Target
+from autoq.model.tensorrt_check import tensorrt_problems
 from autoq.numerics.product import width
 from autoq.numerics.scales import WEIGHT_LEVELS
+from autoq.record.export_form import TENSORRT
 from autoq.record.manifest import ONNX_RUNTIME, activation_scales, read_manifest
 from autoq.runtime.data import load_split
 from autoq.runtime.executed import Executed, LayerNames, executed_kernels
@@ -80,22 +82,35 @@ def verify(folder: Path, *, job: str | None = None, metric: bool = True) -> Veri
     runtime = manifest.get("runtime", ONNX_RUNTIME)
     target = Target.load(runtime["name"], runtime["options"])
     stock = runtime["name"] == ONNX_RUNTIME["name"]
+    explicit = TENSORRT in (runtime["name"], manifest["model"].get("form"))
     layers: tuple[LayerCheck, ...] = ()
     try:
         target.runtime.open(path)
-        layers = _layers(path, model, manifest) if stock else ()
+        layers = _layers(path, model, manifest) if stock and not explicit else ()
     except TrialError as error:
         checks.append(Check(name="load", status="failed", found=str(error)))
         return Verification(checks=tuple(checks), layers=())
     checks.append(Check(name="load", status="ok", found=f"{_NAMES.get(runtime['name'], runtime['name'])} loads it"))
     if target.runs_onnx:
         checks.append(_scales(model, manifest))
-    checks.append(_precision(layers) if stock else _untold(runtime["name"]))
+    if explicit:
+        checks.append(_explicit(model))
+    else:
+        checks.append(_precision(layers) if stock else _untold(runtime["name"]))
     if metric:
         checks += _metric(path, manifest, job, target)
     else:
         checks.append(Check(name="metric", status="skipped", found="not asked for"))
     return Verification(checks=tuple(checks), layers=layers)
+
+
+def _explicit(model: bytes) -> Check:
+    """Whether a file keeps the rules of TensorRT's explicit quantization; what it runs in, TensorRT alone says."""
+    problems = tensorrt_problems(onnx.ModelProto.FromString(model))
+    if problems:
+        found = f"{len(problems)} rules of TensorRT's are broken, for one {problems[0]}"
+        return Check(name="explicit quantization", status="failed", found=found)
+    return Check(name="explicit quantization", status="ok", found="the file keeps TensorRT's rules, by a static check")
 
 
 def _untold(runtime: str) -> Check:

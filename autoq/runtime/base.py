@@ -18,6 +18,7 @@ from autoq.errors import ProfileError
 # name -> "module:class". Text, so that naming a runtime does not import its library.
 RUNTIMES: dict[str, str] = {
     "onnxruntime": "autoq.runtime.ort:OnnxRuntime",
+    "tensorrt": "autoq.runtime.tensorrt:TensorRt",
     "openvino": "autoq.runtime.openvino:OpenVino",
 }
 EXTRAS = {"openvino": "openvino"}

@@ -37,13 +37,14 @@ class OnnxRuntime:
     name = "onnxruntime"
     suffix = ".onnx"
 
-    def __init__(self, provider: str = "CPUExecutionProvider") -> None:
+    def __init__(self, provider: str = "CPUExecutionProvider", optimized: bool = True) -> None:
+        """With ``optimized=False`` nothing is fused: each node runs as it is written, which is not stock."""
         _check_provider(provider)
-        self.provider = provider
+        self.provider, self.optimized = provider, optimized
 
     def open(self, model: bytes | Path, *, threads: int = 1) -> onnxruntime.InferenceSession:
         """See :func:`open_session`."""
-        return open_session(model, threads=threads, provider=self.provider)
+        return open_session(model, threads=threads, provider=self.provider, optimized=self.optimized)
 
     def inputs(self, session: onnxruntime.InferenceSession) -> tuple[InputSpec, ...]:
         """See :func:`input_specs`."""
@@ -72,13 +73,14 @@ def open_session(
     provider: str = "CPUExecutionProvider",
     provider_options: Mapping[str, Any] | None = None,
     config: Mapping[str, str] | None = None,
+    optimized: bool = True,
     optimized_path: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """A session on ``model`` (a file, or its bytes where it has no external data).
 
     ``threads`` is the intra-op thread count: fixed, so that outputs do not depend on the machine's load.
     ``provider_options`` go to the provider, ``config`` are entries of the session's configuration, by default none.
-    ``optimized_path`` is where the runtime writes the graph that it really runs.
+    With ``optimized=False`` every node runs as it is written. ``optimized_path`` is where the runtime writes the graph that it really runs.
 
     Raises :class:`~autoq.errors.TrialError` (``load``) for a model that the runtime rejects, and
     :class:`~autoq.errors.ProfileError` for a provider that this build of ONNX Runtime lacks.
@@ -87,6 +89,8 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = _FATAL
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)
     for key, value in (config or {}).items():

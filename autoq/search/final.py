@@ -69,7 +69,7 @@ def check_front(
 
     def outputs(path: Path) -> Outputs:
         # The float32 model as given is ONNX, whatever the target's files are.
-        own = target if path.suffix == target.suffix else Target.load("onnxruntime")
+        own = target if path.name.endswith(target.suffix) else Target.load("onnxruntime")
         return metric.reads(own.outputs(path, split.inputs, batch))
 
     polished = polished or {}
