@@ -52,8 +52,8 @@ def export_choice(
     """Exports the point of ``run``'s front that is chosen (:func:`autoq.record.choice.choose`) into ``out``.
 
     The model is the very file that was scored, unless another ``form`` is asked for
-    (:data:`autoq.record.export_form.FORMS`), which is scored anew. Raises :class:`RunError` when the run has no such point, its file is
-    missing or changed, or ``out`` holds something else or cannot be written.
+    (:data:`autoq.record.export_form.FORMS`), which is scored anew. Raises :class:`RunError` when the run has no such
+    point, its file is missing or changed, or ``out`` holds something else or cannot be written.
     """
     folder = RunFolder(run)
     front = read_front(folder.front)

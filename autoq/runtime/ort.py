@@ -79,8 +79,9 @@ def open_session(
     """A session on ``model`` (a file, or its bytes where it has no external data).
 
     ``threads`` is the intra-op thread count: fixed, so that outputs do not depend on the machine's load.
-    ``provider_options`` go to the provider, ``config`` are entries of the session's configuration, by default none.
-    With ``optimized=False`` every node runs as it is written. ``optimized_path`` is where the runtime writes the graph that it really runs.
+    ``provider_options`` go to the provider, ``config`` are entries of the session's configuration; by default none.
+    With ``optimized=False`` every node runs as it is written. ``optimized_path`` is where the runtime writes the graph
+    that it really runs.
 
     Raises :class:`~autoq.errors.TrialError` (``load``) for a model that the runtime rejects, and
     :class:`~autoq.errors.ProfileError` for a provider that this build of ONNX Runtime lacks.

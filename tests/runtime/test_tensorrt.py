@@ -17,7 +17,7 @@ HERE = PROVIDER in onnxruntime.get_available_providers()
 
 @pytest.mark.skipif(HERE, reason="this machine has TensorRT's provider")
 def test_a_machine_without_it_is_told_what_is_missing() -> None:
-    with pytest.raises(ProfileError, match="no TensorrtExecutionProvider .*--form tensorrt"):
+    with pytest.raises(ProfileError, match=r"no TensorrtExecutionProvider .*--form tensorrt"):
         load_runtime("tensorrt")
 
 
