@@ -53,10 +53,11 @@ class Forbidden(Fields):
 
 
 class Alignment(Fields):
-    """Schemes (a glob) whose kernels take only layers with a multiple of so many inputs and outputs."""
+    """Schemes (a glob) whose kernels take only layers with a multiple of so many inputs, and of so many outputs."""
 
     schemes: Text
-    multiple_of: Count
+    inputs: Count = 1
+    outputs: Count = 1
     why: Text
 
 
@@ -209,11 +210,11 @@ class Profile:
         rules = self.ops.get(layer.op_type)
         inputs = layer.parameters // max(layer.channels, 1)
         for rule in rules.align if rules is not None else ():
-            if (inputs % rule.multiple_of or layer.channels % rule.multiple_of) and matches(
-                rule.schemes, globbed(scheme)
-            ):
-                sizes = f"{inputs} inputs and {layer.channels} outputs"
-                return f"{sizes} are not both multiples of {rule.multiple_of}: {rule.why}"
+            if not matches(rule.schemes, globbed(scheme)):
+                continue
+            for what, size, step in (("inputs", inputs, rule.inputs), ("outputs", layer.channels, rule.outputs)):
+                if size % step:
+                    return f"its {size} {what} are no multiple of {step}: {rule.why}"
         return None
 
     def cost(self, op_type: str, scheme: Scheme, uses: float = 1.0) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from autoq.core.layer import LAYER_OPS
+from autoq.core.layer import LAYER_OPS, Layer
 from autoq.core.scheme import FLOAT32, Scheme
 from autoq.errors import JobError
 from autoq.spec.hardware import Profile, fitting_profiles, load_profile
@@ -220,3 +220,30 @@ def test_forms_are_probed_named_or_none(tmp_path: Path) -> None:
         load(tmp_path, forms=["atention"])
     with pytest.raises(JobError, match="auto and none stand alone"):
         load(tmp_path, forms=["auto", "attention"])
+
+
+def test_kernels_that_want_multiples(tmp_path: Path) -> None:
+    rule = {"schemes": "w8a8*", "inputs": 8, "outputs": 16, "why": "the kernel says so"}
+    profile = load(tmp_path, ops={"MatMul": {"allow": ["float32", "w8a8*"], "align": [rule]}})
+
+    def why(inputs: int, outputs: int, text: str = "w8a8@minmax") -> str | None:
+        layer = Layer(
+            name="a",
+            op_type="MatMul",
+            node="a",
+            weight="w",
+            weight_index=1,
+            weight_shape=(inputs, outputs),
+            channel_axis=1,
+            input="x",
+            output="y",
+        )
+        return profile.misaligned(layer, scheme(text))
+
+    assert why(8, 16) is None
+    assert why(9, 16) == "its 9 inputs are no multiple of 8: the kernel says so"
+    assert why(8, 8) == "its 8 outputs are no multiple of 16: the kernel says so"
+    assert why(9, 9, "w8") is None
+    assert profile.to_dict()["ops"]["MatMul"]["align"] == [rule]
+    with pytest.raises(JobError, match=r"ops\.MatMul\.align\[0\]\.schemes: 'w9a9' matches no scheme"):
+        load(tmp_path, ops={"MatMul": {"allow": ["float32"], "align": [rule | {"schemes": "w9a9"}]}})
