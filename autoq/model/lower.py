@@ -65,7 +65,7 @@ class Lowering:
     name, strength) to what the input is divided by. All hold whatever the space can ask for. ``accuracy_level`` is what
     products with weights in blocks compute with (:class:`autoq.spec.hardware.LoweringChoice`).
     ``forms`` names the forms (:mod:`autoq.model.forms`) that candidates are written in; ``formed`` is ``graph`` in
-    those that come first.
+    those that come first. ``integer_products`` is as in :class:`autoq.model.placement.Placer`.
     """
 
     graph: Graph
@@ -76,12 +76,13 @@ class Lowering:
     smoothing: Scales = field(default_factory=dict)
     accuracy_level: int = 4
     forms: tuple[str, ...] = ()
+    integer_products: bool = False
     formed: Graph = field(init=False)
     placer: Placer = field(init=False)
 
     def __post_init__(self) -> None:
         self.formed = formed(self.graph, self.forms)
-        self.placer = Placer(self.formed, self.layers)
+        self.placer = Placer(self.formed, self.layers, self.integer_products)
 
     def canonical(self, policy: Policy) -> Policy:
         """See :meth:`autoq.model.placement.Placer.canonical`."""
