@@ -18,6 +18,7 @@ from autoq.model.tflite_read import Ending, real_constant, refusal, stored_integ
 from autoq.model.tflite_values import NHWC, Emitter, Value
 
 _LARGEST = float(2**31 - 1)
+_EXACT = float(2**22)  # up to which float32 has quarters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,8 +135,9 @@ def _layer(emitter: Emitter, node: onnx.NodeProto, value: Value, weights: _Weigh
     if found.written is None:
         raise refusal(node, "writes a float output; TFLite needs a calibrated range for it (integer_products)")
     gain, shift = _between(found)
-    scaled = replace(weights, scale=(weights.scale * np.float32(gain)), bias=weights.bias + shift)
-    scaled = replace(scaled, bias=scaled.bias * float(np.float32(gain)))
+    scaled = replace(weights, bias=(weights.bias + shift) * float(np.float32(gain)))
+    if gain != 1:
+        scaled = replace(scaled, scale=_rescaled(weights.scale, value.grid, found))
     plain = replace(found, written=found.read, read=found.read)
     emitter.keep(
         plain,
@@ -143,6 +145,20 @@ def _layer(emitter: Emitter, node: onnx.NodeProto, value: Value, weights: _Weigh
             [value], found.read or found.written, lambda v, grid: write(v, grid, emitter.fused(node, plain), scaled)
         ),
     )
+
+
+def _rescaled(scale: np.ndarray, reads: Grid, found: Ending) -> np.ndarray:
+    """Scales of weights with which a result has on the grid that is read the very factor that it had on the one that
+    was written: ``reads * weight / output`` in float32, as kernels compute it."""
+    assert found.written is not None and found.read is not None
+    source, written, read = (np.float32(grid.scale) for grid in (reads, found.written, found.read))
+    wanted = source * scale / written
+    near = scale * (read / written)
+    best = near
+    for steps in range(-4, 5):
+        other = (near.view(np.int32) + steps).view(np.float32)
+        best = np.where(source * other / read == wanted, other, best)
+    return best
 
 
 def _between(found: Ending) -> tuple[float, float]:
@@ -191,6 +207,9 @@ def _numbers(
     """The tensors of weights and bias for an input on ``grid``."""
     step = (np.float32(grid.scale) * weights.scale).astype(np.float32)
     values = np.rint(weights.bias / step.astype(np.float64))
+    # A bias that the candidate has in float32 ONNX Runtime divides in float32, with other results close to a half.
+    short = np.rint(weights.bias.astype(np.float32) / step)
+    values = np.where(np.abs(values) < _EXACT, short, values)
     if grid.bits == 8 and np.abs(values).max(initial=0) > _LARGEST:
         raise refusal(node, "has a bias that does not fit 32 bits at the scale of its input and weights")
     bias = values.astype(np.int32 if grid.bits == 8 else np.int64)

@@ -197,19 +197,25 @@ class Emitter:
         return self.emit("PADV2", [value, by_place, self.file.filler(value.grid, fill)], made, "PadV2")
 
     def line(self, value: Value, gain: float, shift: float, grid: Grid, fused: str = "NONE") -> Value:
-        """``gain * x + shift`` with one rounding: a depthwise convolution whose weights are 1, scaled by ``gain``."""
+        """``gain * x + shift`` with one rounding: a depthwise convolution with the same weight for each channel.
+
+        The bias is a whole number of steps of ``gain * x`` by the weight, so the weight is that of 1 to 127 for which
+        the shift is nearest to one.
+        """
         *rows, channels = value.stands
         image = value.stands if len(rows) == 3 else (1, 1, math.prod(rows), channels)
         flat = self.reshaped(value, image, (0, 1, 2, 3))
-        ones = self.file.weights(
-            "::ones", np.ones((1, 1, 1, channels), np.int8), np.full(channels, gain, np.float32), 3
-        )
-        step = value.grid.scale * float(np.float32(gain))
-        amount = np.full(channels, round(shift / step), np.int32 if grid.bits == 8 else np.int64)
-        bias = self.file.weights("::shift", amount, np.full(channels, step, np.float32), 0)
+        scales = np.float32(gain) / np.arange(1, 128, dtype=np.float32)
+        exact = shift / (value.grid.scale * scales.astype(np.float64))
+        weight = int(np.abs(exact - np.rint(exact)).argmin()) + 1
+        scale = scales[weight - 1]
+        stored = np.full((1, 1, 1, channels), weight, np.int8)
+        kernel = self.file.weights("::line", stored, np.full(channels, scale, np.float32), 3)
+        amount = np.full(channels, round(exact[weight - 1]), np.int32 if grid.bits == 8 else np.int64)
+        bias = self.file.weights("::shift", amount, np.full(channels, np.float32(value.grid.scale) * scale), 0)
         made = self.new(self._name(value), flat.shape, flat.order, grid)
         self.emit(
-            "DEPTHWISE_CONV_2D", [flat, ones, bias], made, "DepthwiseConv2D",
+            "DEPTHWISE_CONV_2D", [flat, kernel, bias], made, "DepthwiseConv2D",
             padding=self.file.schema.Padding.VALID, strideH=1, strideW=1, depthMultiplier=1,
             fusedActivationFunction=self.activation(fused), dilationHFactor=1, dilationWFactor=1,
         )  # fmt: skip

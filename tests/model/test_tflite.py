@@ -139,7 +139,7 @@ OPERATORS: dict[str, Callable[[Quantized, str], str]] = {
         "Reshape", x, net.add("Concat", net.add("Shape", x, start=0, end=1), net.ints(-1), axis=0)
     ),
     "Squeeze": lambda net, x: net.add(
-        "Squeeze", net.pair(net.add("GlobalAveragePool", x), -1.0, 2.0), net.ints(2, 3)
+        "Squeeze", net.add("MaxPool", x, kernel_shape=[8, 6]), net.ints(2, 3)
     ),
     "Unsqueeze": lambda net, x: net.add("Unsqueeze", net.add("Reshape", x, net.ints(0, 192)), net.ints(1)),
     "Transpose": lambda net, x: net.add("Transpose", x, perm=[0, 2, 3, 1]),
@@ -213,8 +213,8 @@ def steps(candidate: bytes, feeds: Mapping[str, np.ndarray]) -> float:
 @pytest.mark.parametrize("operator", list(OPERATORS))
 def test_operator(operator: str, kind: str) -> None:
     candidate, feeds = candidate_of(OPERATORS[operator], KINDS[kind])
-    # Squeeze rounds twice, to two grids; TFLite's Softmax of 16 bits looks its exponentials up.
-    allowed = 3.01 if operator.startswith("Softmax") and kind == "16 bits" else 2.01 if operator == "Squeeze" else 1.01
+    # TFLite's Softmax of 16 bits looks its exponentials up in a table.
+    allowed = 3.01 if operator.startswith("Softmax") and kind == "16 bits" else 1.01
     assert steps(candidate, feeds) <= allowed
 
 
@@ -246,13 +246,12 @@ def mobile() -> Lowered:
 
 @pytest.mark.parametrize("scheme", ["w8a8@minmax", "w4a8@minmax", "w4a8-kmeans@minmax"])
 def test_a_candidate(mobile: Lowered, scheme: str) -> None:
-    """Six layers and twelve roundings on the way: no output is far off."""
+    """Six layers and twelve roundings on the way, and all come out alike."""
     candidate = mobile.build(scheme)
     session, found = on_litert(candidate, mobile.feeds)
     expected = run(candidate, mobile.feeds)
     (port,) = session.outputs
-    off = np.abs(found[port.name] - expected[port.name]) / port.scale
-    assert off.max() <= 3.01
+    assert np.array_equal(found[port.name], expected[port.name])
     assert to_tflite(candidate) == to_tflite(candidate)
 
 
@@ -320,7 +319,7 @@ def test_grids_in_16_bits() -> None:
 
 
 def test_resnet20(bench: Path) -> None:
-    """A mixed candidate of the real network: the same classes, logits within a step or two."""
+    """A mixed candidate of the real network: the very same logits."""
     model = onnx.load(bench / "cifar10" / "resnet20.onnx")
     with np.load(bench / "cifar10" / "train.npz") as data:
         pixels = data["x"][:128].astype(np.float32) / 255
@@ -330,7 +329,5 @@ def test_resnet20(bench: Path) -> None:
     eight, four = (subject.policy(scheme) for scheme in ("w8a8@minmax", "w4a8@minmax"))
     mixed = {name: dict(four if index % 2 else eight)[name] for index, name in enumerate(names)}
     candidate = subject.lowering.build(subject.canonical(mixed))
-    session, found = on_litert(candidate, {"input": x})
-    expected = run(candidate, {"input": x})["logits"]
-    assert np.abs(found["logits"] - expected).max() <= 2.01 * session.outputs[0].scale
-    assert np.mean(found["logits"].argmax(1) == expected.argmax(1)) >= 0.99
+    _, found = on_litert(candidate, {"input": x})
+    assert np.array_equal(found["logits"], run(candidate, {"input": x})["logits"])
