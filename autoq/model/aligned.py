@@ -1,8 +1,8 @@
 """Scales of what an Add reads, so chosen that every runtime rounds the sum alike.
 
-An integer Add rounds ``a * scale_a / scale_y + b * scale_b / scale_y``, which ONNX Runtime computes in float32, TFLite's
-kernels with multipliers of some 20 bits. Where the sum comes within their errors of the middle between two integers,
-they differ, and a network carries such a step on to most of its outputs. With both ratios whole multiples of
+An integer Add rounds ``a * scale_a / scale_y + b * scale_b / scale_y``, which ONNX Runtime computes in float32,
+TFLite's kernels with multipliers of some 20 bits. Where the sum comes within their errors of the middle between two
+integers, they differ, and a network carries such a step on to most of its outputs. With both ratios whole multiples of
 ``1 / DENOMINATOR``, which is odd, no sum of integers is nearer to a middle than ``0.5 / DENOMINATOR``: more than any
 error.
 """
