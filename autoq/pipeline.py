@@ -752,7 +752,7 @@ def _latency(
                 "measured": [setting.profile.measure.model_dump(mode="json"), str(setting.profile.reference)],
                 "profile": setting.profile.to_dict()["costs"],
                 "machine": [machine.cpu_model, machine.arch, sorted(machine.flags), machine.usable_cores],
-                "versions": [versions["autoq"], versions["onnxruntime"]],
+                "versions": [versions["autoq"], versions.get(setting.profile.runtime.name)],
                 "seconds": limit_s,
             }
             events.step(f"timing files for a latency model, at most {limit_s:.0f} s")

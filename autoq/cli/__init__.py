@@ -128,7 +128,8 @@ def export(run: Path, how: str | None, out: Path, form: str | None, **options: A
 
     choice = export_choice(run, out, how, form=form, **wish(options))
     click.echo(choice_text(choice))
-    files = ", ".join(path.name for path in (out / "manifest.json", out / "infer.py") if path.exists())
+    beside = ("model.xml", "model.bin", "manifest.json", "infer.py")
+    files = ", ".join(name for name in beside if (out / name).exists())
     model = out / f"model{Path(choice.point.model_path).suffix}"
     click.echo(f"{choice.point.id} -> {model} ({model.stat().st_size:,} bytes), {files}")
     click.echo(f"Prove it with: autoq verify {out}")

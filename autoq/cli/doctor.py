@@ -13,6 +13,7 @@ from autoq.cli.profile_view import print_detected
 from autoq.errors import AutoqError
 from autoq.record.run_folder import writable
 from autoq.record.tracking import Tracker
+from autoq.runtime.base import EXTRAS
 from autoq.runtime.detect import detect
 from autoq.runtime.machine import describe, software_versions
 from autoq.runtime.ort import available_providers
@@ -31,7 +32,11 @@ def examine() -> bool:
     flags = [flag for flag in _FLAGS if flag in machine.flags]
     console.print(f"CPU features: {', '.join(flags) or 'none that matter here'}")
     console.print(
-        "versions: " + ", ".join(f"{name} {found or 'MISSING'}" for name, found in software_versions().items())
+        "versions: "
+        + ", ".join(
+            f"{name} {found or ('not installed' if name in EXTRAS else 'MISSING')}"
+            for name, found in software_versions().items()
+        )
     )
     console.print(f"onnxruntime providers: {', '.join(available_providers())}")
     fine = True

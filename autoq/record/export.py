@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -19,6 +20,7 @@ from autoq.record.front import read_front
 from autoq.record.health import HEALTH_FILE, point_health
 from autoq.record.manifest import MANIFEST_FILE, manifest_of, model_file
 from autoq.record.run_folder import RunFolder
+from autoq.runtime.openvino import IR_FILES, write_ir
 
 _INFER = '''"""Runs {file} on random data; put your own arrays in `feeds`. Needs onnxruntime and numpy, nothing else."""
 import numpy as np
@@ -30,6 +32,20 @@ feeds = {{
 }}
 for output, value in zip(session.get_outputs(), session.run(None, feeds)):
     print(output.name, value.dtype, value.shape, value.ravel()[:10])
+'''
+
+
+_INFER_OPENVINO = '''"""Runs {file} on random data; put your own arrays in `feeds`. Needs openvino and numpy."""
+import numpy as np
+import openvino as ov
+
+settings = {{"INFERENCE_PRECISION_HINT": "{precision}", "PERFORMANCE_HINT": "LATENCY"}}
+model = ov.Core().compile_model(__file__.replace("infer.py", "{file}"), "CPU", settings)
+feeds = {{
+{feeds}
+}}
+for output, value in model(feeds).items():
+    print(output.get_any_name(), value.dtype, value.shape, value.ravel()[:10])
 '''
 
 
@@ -76,10 +92,16 @@ def export_choice(
     except OSError as error:
         raise RunError(f"{out} cannot be made: {error.strerror or error}; give another --out") from None
     write_atomically(out / model_file(point), model)
+    for name in ALSO_FILES:  # of a point that was exported here before
+        (out / name).unlink(missing_ok=True)
+    runtime = manifest["runtime"]
+    if runtime["name"] in ALSO:
+        written = ALSO[runtime["name"]](model, out)
+        manifest["also"] = {name: sha256_hex((out / name).read_bytes()) for name in written}
     write_atomically(out / MANIFEST_FILE, json.dumps(manifest, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
-    script = INFER_SCRIPTS.get(manifest["runtime"]["name"])
+    script = INFER_SCRIPTS.get(runtime["name"])
     if script is not None:
-        write_atomically(out / "infer.py", script(model))
+        write_atomically(out / "infer.py", script(model, runtime["options"]))
     health = point_health(run, point.id)
     if health is not None:
         write_atomically(out / HEALTH_FILE, health)
@@ -88,8 +110,17 @@ def export_choice(
     return choice
 
 
-def infer_script(model: bytes) -> str:
+def infer_script(model: bytes, options: Mapping[str, Any] | None = None) -> str:
     """A script of about ten lines that runs the model on random inputs of the right shapes and types."""
+    return _INFER.format(file="model.onnx", feeds=_feeds(model))
+
+
+def openvino_script(model: bytes, options: Mapping[str, Any]) -> str:
+    """As :func:`infer_script`, for the IR of the model, with the precision hint that it was scored with."""
+    return _INFER_OPENVINO.format(file=IR_FILES[0], feeds=_feeds(model), precision=options.get("precision", "f32"))
+
+
+def _feeds(model: bytes) -> str:
     graph = onnx.ModelProto.FromString(model).graph
     lines = []
     for value in graph.input:
@@ -98,8 +129,17 @@ def infer_script(model: bytes) -> str:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
         random = f"np.random.rand(*{shape})" if dtype.startswith("float") else f"np.ones({shape})"
         lines.append(f"    {value.name!r}: {random}.astype({dtype!r}),")
-    return _INFER.format(file="model.onnx", feeds="\n".join(lines))
+    return "\n".join(lines)
 
 
-INFER_SCRIPTS: Mapping[str, Callable[[bytes], str]] = {"onnxruntime": infer_script}
-"""Runtime -> what writes a script that runs a model on it."""
+INFER_SCRIPTS: Mapping[str, Callable[[bytes, Mapping[str, Any]], str]] = {
+    "onnxruntime": infer_script,
+    "openvino": openvino_script,
+}
+"""Runtime -> what writes a script that runs a model on it, made with its options."""
+
+ALSO: Mapping[str, Callable[[bytes, Path], Sequence[str]]] = {"openvino": write_ir}
+"""Runtime -> what else it reads: writes that of a model into a folder, and names the files."""
+
+ALSO_FILES = IR_FILES
+"""All files that :data:`ALSO` may write."""

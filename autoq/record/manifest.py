@@ -11,6 +11,7 @@ Version 1::
      "polish": {"kind", "measure", "held_out", "before": {"sha256", "search", "final"}} | null,
      "latency": LATENCY of front.json | null,
      "peak_memory_bytes": int | null, "profile": str, "runtime": {"name": str, "options": {}},
+     "also": {file: sha256} (where the runtime reads another form of the model, too),
      "versions": {package: version},
      "job": {...}, "base_dir": str}
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,15 +24,25 @@ from autoq.record.manifest import ONNX_RUNTIME, activation_scales, read_manifest
 from autoq.runtime.data import load_split
 from autoq.runtime.executed import Executed, LayerNames, executed_kernels
 from autoq.runtime.metric import resolve_metric
+from autoq.runtime.openvino_executed import executed_layers
 from autoq.spec.job import load_job
 
 Status = Literal["ok", "failed", "skipped"]
 
 # What stands between a stored weight and the layer that reads it.
 _UNPACKING = frozenset(["Cast", "DequantizeLinear", "Gather", "Mul", "Pad", "Transpose"])
-_NAMES = {"onnxruntime": "stock ONNX Runtime"}
+_NAMES = {"onnxruntime": "stock ONNX Runtime", "openvino": "OpenVINO"}
 _STORED = {8: TensorProto.INT8, 4: TensorProto.INT4, 2: TensorProto.INT2, 16: TensorProto.FLOAT16}
 _INDICES = {4: TensorProto.UINT4, 2: TensorProto.UINT2}
+
+
+ExecutedBy = Callable[[Any, Path, Sequence[LayerNames]], list[Executed]]
+
+EXECUTED: Mapping[str, ExecutedBy] = {
+    "onnxruntime": lambda runtime, model, layers: executed_kernels(model, layers),
+    "openvino": executed_layers,
+}
+"""Runtime -> what tells the kernel of each layer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,12 +93,13 @@ def verify(folder: Path, *, job: str | None = None, metric: bool = True) -> Veri
     checks = [_hash(model, manifest)]
     runtime = manifest.get("runtime", ONNX_RUNTIME)
     target = Target.load(runtime["name"], runtime["options"])
-    stock = runtime["name"] == ONNX_RUNTIME["name"]
     explicit = TENSORRT in (runtime["name"], manifest["model"].get("form"))
+    executed = None if explicit else EXECUTED.get(runtime["name"])
+    checks += _also(folder, manifest)
     layers: tuple[LayerCheck, ...] = ()
     try:
         target.runtime.open(path)
-        layers = _layers(path, model, manifest) if stock and not explicit else ()
+        layers = _layers(path, model, manifest, target, executed) if executed else ()
     except TrialError as error:
         checks.append(Check(name="load", status="failed", found=str(error)))
         return Verification(checks=tuple(checks), layers=())
@@ -96,9 +109,15 @@ def verify(folder: Path, *, job: str | None = None, metric: bool = True) -> Veri
     if explicit:
         checks.append(_explicit(model))
     else:
-        checks.append(_precision(layers) if stock else _untold(runtime["name"]))
+        checks.append(_precision(layers) if executed else _untold(runtime["name"]))
     if metric:
         checks += _metric(path, manifest, job, target)
+        checks += [
+            dataclasses.replace(check, name=f"{check.name}, {name}")
+            for name in manifest.get("also", ())
+            if name.endswith(".xml")
+            for check in _metric(folder / name, manifest, job, target)
+        ]
     else:
         checks.append(Check(name="metric", status="skipped", found="not asked for"))
     return Verification(checks=tuple(checks), layers=layers)
@@ -143,7 +162,22 @@ def _scales(model: bytes, manifest: dict[str, Any]) -> Check:
     return Check(name="scales", status="ok", found=f"{len(actual)} activation scales are the manifest's")
 
 
-def _layers(path: Path, model: bytes, manifest: dict[str, Any]) -> tuple[LayerCheck, ...]:
+def _also(folder: Path, manifest: dict[str, Any]) -> list[Check]:
+    """The other forms of the model that lie beside it: whether they are those that were written."""
+    checks = []
+    for name, expected in manifest.get("also", {}).items():
+        try:
+            same = sha256_hex((folder / name).read_bytes()) == expected
+        except OSError as error:
+            raise RunError(f"{folder / name} cannot be read: {error.strerror or error}") from None
+        found = "the file that was exported" if same else "the file was changed since it was exported"
+        checks.append(Check(name=f"hash, {name}", status="ok" if same else "failed", found=found))
+    return checks
+
+
+def _layers(
+    path: Path, model: bytes, manifest: dict[str, Any], target: Target, executed: ExecutedBy
+) -> tuple[LayerCheck, ...]:
     records = manifest["layers"]
     names = [
         LayerNames(layer=r["layer"], node=r["node"], weight=r["weight"], outputs=tuple(r["outputs"])) for r in records
@@ -153,19 +187,25 @@ def _layers(path: Path, model: bytes, manifest: dict[str, Any]) -> tuple[LayerCh
         LayerCheck(
             layer=record["layer"],
             asked=record["scheme"],
-            executed=executed,
-            problem=_problem(Scheme.parse(record["scheme"]), executed) or _weight_problem(record, graph),
+            executed=found,
+            problem=_problem(
+                Scheme.parse(record["scheme"]), found, kernels_for_blocks=target.runtime.name == "onnxruntime"
+            )
+            or _weight_problem(record, graph),
         )
-        for record, executed in zip(records, executed_kernels(path, names), strict=True)
+        for record, found in zip(records, executed(target.runtime, path, names), strict=True)
     )
 
 
-def _problem(scheme: Scheme, executed: Executed) -> str:
-    """What is wrong with how a layer runs, or nothing."""
+def _problem(scheme: Scheme, executed: Executed, *, kernels_for_blocks: bool = True) -> str:
+    """What is wrong with how a layer runs, or nothing.
+
+    Without ``kernels_for_blocks``, the runtime reads blocks in its other kernels, or folds them.
+    """
     if scheme.activation is not None and executed.precision != "int8":
         return f"asked for 8-bit activations, runs in {executed.kernel or 'no kernel that could be found'}"
     blocks = scheme.weight is not None and scheme.weight.block is not None
-    if blocks and executed.precision != "blocks":
+    if blocks and executed.precision != "blocks" and kernels_for_blocks:
         return f"asked for weights in blocks, runs in {executed.kernel or 'no kernel that could be found'}"
     if not blocks and executed.precision == "blocks":
         return f"asked for {scheme}, runs in {executed.kernel}"

@@ -16,6 +16,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 _SOFTWARE: dict[str, tuple[str, ...]] = {
     "autoq": ("autoq",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml"),
+    "openvino": ("openvino",),
     "onnx": ("onnx",),
     "numpy": ("numpy",),
     "optuna": ("optuna",),

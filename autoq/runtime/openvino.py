@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,11 +20,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from autoq.errors import ProfileError, TrialError
-from autoq.runtime.base import InputSpec
+from autoq.errors import ProfileError, RunError, TrialError
+from autoq.runtime.base import InputSpec, load_runtime
 from autoq.runtime.ort import batches_of, joined, rows_of_output
 
 PRECISIONS = ("f32", "bf16")
+IR_FILES = ("model.xml", "model.bin")
 _SIXTEEN_BITS = {TensorProto.UINT16: "uint16", TensorProto.INT16: "int16"}
 
 
@@ -119,6 +121,26 @@ class OpenVino:
         except RuntimeError as error:
             raise TrialError("measure", f"OpenVINO failed to run the model: {clean_message(error)}") from error
         return lambda: infer(fed, share_inputs=True, share_outputs=True)
+
+
+def write_ir(model: bytes, folder: Path) -> tuple[str, ...]:
+    """Writes an ONNX model as OpenVINO's IR into ``folder``: :data:`IR_FILES`, whose names are returned.
+
+    Weights keep their types: as stored, float16 for float32 is not put in their place. Raises
+    :class:`~autoq.errors.ProfileError` without the package, and :class:`~autoq.errors.RunError` where ``folder`` cannot
+    be written.
+    """
+    runtime: Any = load_runtime(OpenVino.name)
+    openvino = import_openvino()
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".ir-") as aside:
+            read = runtime._core.read_model(model)
+            openvino.save_model(read, str(Path(aside) / IR_FILES[0]), compress_to_fp16=False)
+            for name in IR_FILES:
+                (Path(aside) / name).replace(folder / name)
+    except (OSError, RuntimeError) as error:
+        raise RunError(f"OpenVINO's IR cannot be written to {folder}: {clean_message(error)}") from None
+    return IR_FILES
 
 
 def import_openvino() -> Any:

@@ -92,7 +92,7 @@ def probe_forms(
         "shapes": {name: list(array.shape) for name, array in feeds.items()},
         "runtime": [runtime, dict(runtime_options), threads],
         "machine": [machine.cpu_model, machine.arch, sorted(machine.flags)],
-        "versions": [versions["autoq"], versions["onnxruntime"]],
+        "versions": [versions["autoq"], versions.get(runtime)],
     }
     file = None if cache_dir is None else cache_dir / "forms" / f"{content_id(identity)}.json"
     if file is not None:

@@ -130,14 +130,15 @@ def test_the_x86_profile_states_what_was_measured(tmp_path: Path) -> None:
 NO_VNNI = ["sse4_2", "avx2", "fma"]
 
 
-def test_one_cpu_is_one_profile() -> None:
+def test_what_fits_which_cpu() -> None:
     by_flags = {
         (): [],
         ("sse4_2",): [],
         tuple(NO_VNNI): ["cpu-x86-avx2-onnxruntime"],
         (*NO_VNNI, "avx512f"): ["cpu-x86-avx2-onnxruntime"],
-        (*NO_VNNI, "avx_vnni"): ["cpu-x86-onnxruntime"],
-        (*NO_VNNI, "avx512f", "avx512_vnni"): ["cpu-x86-onnxruntime"],
+        (*NO_VNNI, "avx_vnni"): ["cpu-x86-onnxruntime", "cpu-x86-openvino"],
+        (*NO_VNNI, "avx512f", "avx512_vnni"): ["cpu-x86-onnxruntime", "cpu-x86-openvino"],
+        (*NO_VNNI, "avx512_vnni", "avx512_bf16"): ["cpu-x86-onnxruntime", "cpu-x86-openvino-bf16", "cpu-x86-openvino"],
     }
     for flags, expected in by_flags.items():
         assert [name for name in fitting_profiles("x86_64", flags) if name.startswith("cpu-x86")] == expected
