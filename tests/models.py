@@ -143,7 +143,12 @@ def possible(graph: Graph, layer: Layer, scheme: Scheme) -> Scheme:
 
 
 def lowered(
-    model: onnx.ModelProto, schemes: Iterable[str], feeds: Mapping[str, np.ndarray], forms: Iterable[str] = ()
+    model: onnx.ModelProto,
+    schemes: Iterable[str],
+    feeds: Mapping[str, np.ndarray],
+    forms: Iterable[str] = (),
+    *,
+    integer_products: bool = False,
 ) -> Lowered:
     """Calibrates on ``feeds``, one batch, and fills the bank for all ``schemes``."""
     prepared = prepare(model)
@@ -156,7 +161,7 @@ def lowered(
     ]
     wanted = weight_specs(found)
     # What other forms ask for as well, so that the same model can be looked at in each (`in_forms`).
-    placers = [Placer(formed(graph, names), layers) for names in ((), tuple(forms), FORM_NAMES)]
+    placers = [Placer(formed(graph, names), layers, integer_products) for names in ((), tuple(forms), FORM_NAMES)]
     tensors = list(dict.fromkeys(tensor for placer in placers for tensor in placer.tensors_to_calibrate()))
     rounded = {layer.name: layer for layer, spec in wanted if sees_data(layer, spec)}
     corrected, strengths = corrected_specs(found), smoothing_strengths(found)
@@ -184,7 +189,14 @@ def lowered(
     inputs = {name: moments for name, values in feeds.items() if (moments := input_moments(values)) is not None}
     corrections.compute(corrected, statistics.means, analytic_means(graph, layers, inputs))
     lowering = Lowering(
-        graph, layers, affines, bank.entries, corrections.entries, smoothing=smoothing, forms=tuple(forms)
+        graph,
+        layers,
+        affines,
+        bank.entries,
+        corrections.entries,
+        smoothing=smoothing,
+        forms=tuple(forms),
+        integer_products=integer_products,
     )
     return Lowered(graph=graph, layers=layers, lowering=lowering, feeds=dict(feeds))
 

@@ -30,6 +30,7 @@ from autoq.core.policy import Policy
 from autoq.core.scheme import ActivationSpec, Floats, Scheme, WeightSpec
 from autoq.errors import TrialError
 from autoq.model.activations import ACTIVATIONS, UNIT, slope, written_at
+from autoq.model.aligned import aligned
 from autoq.model.assemble import assemble, live, without_notes
 from autoq.model.barriers import barriers
 from autoq.model.corrections import added_bias
@@ -65,7 +66,7 @@ class Lowering:
     name, strength) to what the input is divided by. All hold whatever the space can ask for. ``accuracy_level`` is what
     products with weights in blocks compute with (:class:`autoq.spec.hardware.LoweringChoice`).
     ``forms`` names the forms (:mod:`autoq.model.forms`) that candidates are written in; ``formed`` is ``graph`` in
-    those that come first.
+    those that come first. ``integer_products`` is as in :class:`autoq.model.placement.Placer`.
     """
 
     graph: Graph
@@ -76,12 +77,13 @@ class Lowering:
     smoothing: Scales = field(default_factory=dict)
     accuracy_level: int = 4
     forms: tuple[str, ...] = ()
+    integer_products: bool = False
     formed: Graph = field(init=False)
     placer: Placer = field(init=False)
 
     def __post_init__(self) -> None:
         self.formed = formed(self.graph, self.forms)
-        self.placer = Placer(self.formed, self.layers)
+        self.placer = Placer(self.formed, self.layers, self.integer_products)
 
     def canonical(self, policy: Policy) -> Policy:
         """See :meth:`autoq.model.placement.Placer.canonical`."""
@@ -116,12 +118,17 @@ class _Builder:
         self.smoothing = lowering.smoothing
         self.read = lowering.placer.read
         self.accuracy_level = lowering.accuracy_level
+        self.placer = lowering.placer
         self.root = lowering.placer.root
         self.barriers = barriers(self.graph, lowering.layers, lowering.placer, placement, policy)
         makers = {name: self.graph.producer.get(name) for name in placement.integer_made}
         self.unit = {name for name, node in makers.items() if node is not None and node.op_type == "HardSigmoid"}
         self.layer_at = {layer.node: layer for layer in lowering.layers}
         self.stored = Stored(lowering.layers)
+        self.biased: dict[str, str] = {}
+        if lowering.integer_products:
+            self.biased = self._biased()
+            self.affines = {**self.affines, **aligned(self.placer, placement, self._affine, self.unit)}
         self.nodes: list[onnx.NodeProto] = []
         self.ranged: set[str] = set()
         self.shortened: set[tuple[str, Floats]] = set()
@@ -193,7 +200,9 @@ class _Builder:
     def _pair(self, root: str, source: str, target: str) -> None:
         """``source -> QuantizeLinear -> root::q -> DequantizeLinear -> target`` with the scale of ``root``."""
         if root in self.unit:
-            self._codes(root, source, target, written_at(self.graph.producer[root]), UNIT)
+            scale, zero_point = written_at(self.graph.producer[root])
+            written = (scale, 0 if root in self.biased.values() else zero_point)
+            self._codes(root, source, target, written, UNIT)
             return
         self._quantize(root, source, f"{root}::q")
         self._dequantize(root, root, target)
@@ -309,10 +318,24 @@ class _Builder:
             self._short_bias(layer, node, shift)
             return
         bias = self._bias(layer, shift)
+        if layer.node in self.biased:
+            gate = self.graph.producer[self.biased[layer.node]]
+            line = np.full(layer.channels, attribute(gate, "beta", 0.5) / attribute(gate, "alpha", 0.2), np.float32)
+            bias = line if bias is None else bias + line
         input_scale = self._affine(self.read(layer, scheme.activation), scheme.activation)[0]
         node.input[layer.weight_index], bias_name = self.stored.integer(layer, scheme.weight, weight, bias, input_scale)
         if bias_name is not None:
             _set_input(node, 2, bias_name)
+
+    def _biased(self) -> dict[str, str]:
+        """Nodes of layers that a HardSigmoid stands right behind, and what that writes.
+
+        The constant of its line is then part of the layer's bias, in steps far finer than those of a zero point, and
+        TFLite, whose tensors have one zero point for writers and readers, writes the very same integers.
+        """
+        layers = [self.graph.nodes[layer.node] for layer in self.layer_at.values() if layer.op_type in ("Conv", "Gemm")]
+        stored = {node.name: self.placer.stored(node) for node in layers if node.name in self.placement.integer_nodes}
+        return {name: root for name, root in stored.items() if root in self.unit}
 
     def _short_bias(self, layer: Layer, node: onnx.NodeProto, shift: np.ndarray | None) -> None:
         """The bias of a layer with float activations: corrected, and stored as float16 where that is as good."""

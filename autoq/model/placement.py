@@ -6,7 +6,8 @@ The rules, in the order in which they apply:
    operators (Reshape, Slice, Pad, …) on the way, which then run on integers. Activations whose range is found at run
    time are none of these: to their neighbours, such a layer is one that reads and writes floats.
 2. A Conv with 8-bit activations has its output quantized (after a Relu or Clip that the quantization absorbs), since
-   the runtime's integer convolution writes integers. MatMul and Gemm have kernels that write floats.
+   the runtime's integer convolution writes integers. MatMul and Gemm have kernels that write floats; where they
+   have none (``integer_products``), theirs is, too.
 3. An integer operator (Add, Mul, Concat, pools) whose output is quantized and whose inputs come from integers has its
    inputs quantized too, so that it runs on integers, and so on up the graph. An Add, Mul or Concat may have inputs from
    float as well, if they are at most half of the rest: a gate, part of a Concat, one of two.
@@ -49,10 +50,14 @@ class Placement:
 
 @dataclass(slots=True)
 class Placer:
-    """Places pairs for policies over one graph. ``layers`` are in graph order."""
+    """Places pairs for policies over one graph. ``layers`` are in graph order.
+
+    ``integer_products`` is for runtimes whose MatMul and Gemm write integers, as a Conv does.
+    """
 
     graph: Graph
     layers: tuple[Layer, ...]
+    integer_products: bool = False
     _roots: dict[str, str] = field(init=False, default_factory=dict)
     _operators: list[onnx.NodeProto] = field(init=False)
     _tensors: list[str] = field(init=False)
@@ -109,7 +114,7 @@ class Placer:
             if _activation(policy, layer).smoothing is None:  # what is smoothed is quantized where the layer stands
                 specs.setdefault(self.root(layer.input), _activation(policy, layer))
         for layer in active:
-            if layer.op_type == "Conv":
+            if layer.op_type == "Conv" or self.integer_products:
                 stored = self.stored(self.graph.nodes[layer.node], signed=signed)
                 specs.setdefault(stored, _activation(policy, layer))
         layers = [self.graph.nodes[layer.node] for layer in active]

@@ -1,0 +1,79 @@
+"""LiteRT as a runtime: data in ONNX's form, files that are none, and the errors of feeding it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autoq.errors import TrialError
+from tests.models import Net, lowered, run
+
+pytest.importorskip("ai_edge_litert", reason="the extra [npu] is not installed")
+
+from autoq.model.tflite import to_tflite
+from autoq.runtime.base import InputSpec
+from autoq.runtime.litert import LiteRt, Port, Session
+
+
+@pytest.fixture(scope="module")
+def files() -> tuple[bytes, bytes, dict[str, np.ndarray]]:
+    """A candidate, its TFLite file, and data."""
+    net = Net()
+    y = net.conv(net.input("N", 3, 6, 8), 3, 4)
+    feeds = {"x": np.random.default_rng(0).standard_normal((5, 3, 6, 8)).astype(np.float32)}
+    candidate = lowered(net.model(y), ["w8a8@minmax"], feeds, integer_products=True).build("w8a8@minmax")
+    return candidate, to_tflite(candidate), feeds
+
+
+@pytest.fixture
+def session(files: tuple[bytes, bytes, dict[str, np.ndarray]]) -> Session:
+    return LiteRt().open(files[1])
+
+
+def test_data_is_in_the_form_of_the_onnx_model(files: tuple[bytes, bytes, Any], session: Session) -> None:
+    candidate, _, feeds = files
+    assert LiteRt().inputs(session) == (InputSpec(name="x", dtype=np.dtype(np.float32), shape=(1, 3, 6, 8)),)
+    found, expected = LiteRt().run(session, feeds, 64), run(candidate, feeds)
+    assert found.keys() == expected.keys()
+    (name,) = found
+    assert found[name].shape == expected[name].shape
+    assert np.abs(found[name] - expected[name]).max() <= 1.01 * session.outputs[0].scale
+
+
+def test_a_file_can_be_read_from_its_path(files: tuple[bytes, bytes, Any], tmp_path: Any) -> None:
+    (tmp_path / "model.tflite").write_bytes(files[1])
+    assert LiteRt().open(tmp_path / "model.tflite").inputs == LiteRt().open(files[1]).inputs
+
+
+def test_a_step_repeats_one_inference(files: tuple[bytes, bytes, Any], session: Session) -> None:
+    step = LiteRt().step(session, {"x": files[2]["x"][:1]})
+    first = session.interpreter.get_tensor(session.outputs[0].index).copy()
+    step()
+    assert np.array_equal(session.interpreter.get_tensor(session.outputs[0].index), first)
+
+
+def test_rounding_of_inputs() -> None:
+    """Half to even, as QuantizeLinear rounds; what lies outside saturates; axes stand as the file has them."""
+    port = Port(name="x", index=0, dtype=np.dtype(np.int8), shape=(1, 2, 3), order=(0, 2, 1), scale=0.5, zero_point=-3)
+    values = np.array([[[0.25, 0.75, 1.25], [-0.25, 99.0, -99.0]]], np.float32).transpose(0, 2, 1)
+    assert port.stored(values).tolist() == [[[-3, -1, -1], [-3, 127, -128]]]
+    assert port.real(np.array([[[-3, -2, 0], [1, 2, 3]]], np.int8))[0, 2].tolist() == [1.5, 3.0]
+
+
+@pytest.mark.parametrize("data", [b"", b"garbage that is no model"])
+def test_a_file_that_is_none(data: bytes) -> None:
+    with pytest.raises(TrialError, match="LiteRT rejects the model") as caught:
+        LiteRt().open(data)
+    assert caught.value.reason == "load"
+
+
+def test_feeds_that_do_not_fit(files: tuple[bytes, bytes, Any], session: Session) -> None:
+    runtime = LiteRt()
+    with pytest.raises(TrialError, match="'x' is not fed"):
+        runtime.run(session, {"y": files[2]["x"]}, 1)
+    with pytest.raises(TrialError, match="at least one"):
+        runtime.run(session, {"x": files[2]["x"][:0]}, 1)
+    with pytest.raises(TrialError, match="takes no such input 'x'"):
+        runtime.run(session, {"x": files[2]["x"][:, :2]}, 1)
