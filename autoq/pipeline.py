@@ -46,6 +46,7 @@ from autoq.record.running_front import RunningFront
 from autoq.record.tracking import Tracker
 from autoq.runtime.base import InputSpec, fixed_batch
 from autoq.runtime.data import Split, load_split
+from autoq.runtime.detect import detect, fit
 from autoq.runtime.gauge import METER, Gauge, load_gauge
 from autoq.runtime.machine import describe, software_versions
 from autoq.runtime.metric import Metric, resolve_metric
@@ -80,7 +81,7 @@ from autoq.search.sensitivity import (
 from autoq.search.stopping import LEAST_GAIN
 from autoq.search.store import TrialLog, disk_error
 from autoq.search.study_record import StudyRecord
-from autoq.spec.hardware import AUTO, Profile, fitting_profiles, load_profile
+from autoq.spec.hardware import AUTO, Profile, load_profile
 from autoq.spec.job import Job, load_job
 from autoq.spec.space import Space, load_space
 
@@ -392,9 +393,9 @@ def _search(
 
 def _check_machine(profile: Profile, force: bool, warn: Callable[[str], None]) -> None:
     machine = describe()
-    problems = profile.match_problems(machine.arch, machine.flags)
+    problems = fit(profile, machine).problems
     if problems and not force:
-        fitting = fitting_profiles(machine.arch, machine.flags)
+        fitting = [each.name for each in detect(machine) if each.fits]
         advice = f"Write hardware: {fitting[0]}" if fitting else "Choose another with `hardware:` (see `autoq doctor`)"
         raise ProfileError(
             f"profile {profile.name!r} does not describe this machine: {'; '.join(problems)}. {advice}, or search all "

@@ -13,8 +13,8 @@ from autoq.cli.profile_view import print_detected
 from autoq.errors import AutoqError
 from autoq.record.run_folder import writable
 from autoq.record.tracking import Tracker
-from autoq.runtime.base import EXTRAS
 from autoq.runtime.detect import detect
+from autoq.runtime.extras import EXTRAS
 from autoq.runtime.machine import describe, software_versions
 from autoq.runtime.ort import available_providers
 from autoq.search.ray_executor import try_ray

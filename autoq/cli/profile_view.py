@@ -12,7 +12,16 @@ from rich.table import Table
 from autoq.cli.front_view import console
 from autoq.runtime.detect import Fit
 from autoq.spec.hardware import Profile
-from autoq.spec.profile_page import OpPage, gauge_name, latency_words, match_words, not_allowed, obtained, op_pages
+from autoq.spec.profile_page import (
+    OpPage,
+    costs_words,
+    gauge_name,
+    latency_words,
+    match_words,
+    not_allowed,
+    obtained,
+    op_pages,
+)
 
 
 def print_list(found: Sequence[Fit]) -> None:
@@ -54,6 +63,8 @@ def print_page(profile: Profile, stands: Fit) -> None:
         ("latency", f"{latency_words(profile)} ({gauge_name(profile)})"),
         ("", f"ratios are against {profile.reference}"),
         ("", f"batch {latency.batch}, {latency.threads} thread(s), where the job says nothing else"),
+        ("costs", costs_words(profile)),
+        *(("limits", f"{name} {bound:,}") for name, bound in profile.limits.model_dump(exclude_none=True).items()),
         ("recognised by", match_words(profile)),
         ("this machine", stands.reason),
         *(("instead", f"what a space calls {family} is {other} here") for family, other in profile.instead.items()),
@@ -85,17 +96,19 @@ def standing(each: Fit) -> dict[str, Any]:
 
 
 def _same(page: OpPage, other: OpPage) -> bool:
-    return (page.families, page.forbidden) == (other.families, other.forbidden)
+    return (page.families, page.forbidden, page.aligned) == (other.families, other.forbidden, other.aligned)
 
 
 def _print_ops(out: Console, ops: str, page: OpPage) -> None:
     table = Table(title=ops, title_justify="left")
-    for heading in ("may be", "weights", "activations", "rounding"):
+    for heading in ("may be", "weights", "activations", "rounding", "runs"):
         table.add_column(heading, overflow="fold")
     for family in page.families:
-        table.add_row(family.family, family.weights, family.activations, family.rounding)
+        table.add_row(family.family, family.weights, family.activations, family.rounding, family.runs)
     out.print(table)
     for schemes, why in page.forbidden:
         out.print(f"  never {escape(schemes)}: {escape(why)}", soft_wrap=True)
+    for rule in page.aligned:
+        out.print(f"  aligned {escape(rule)}", soft_wrap=True)
     if others := not_allowed(page):
         out.print(f"  not here: {', '.join(others)}", soft_wrap=True)

@@ -9,10 +9,11 @@ from typing import Literal
 
 from autoq.core.policy import Policy
 
-FailureReason = Literal["build", "load", "metric", "measure", "worker_lost", "timeout"]
-FAILURE_REASONS: tuple[FailureReason, ...] = ("build", "load", "metric", "measure", "worker_lost", "timeout")
+FailureReason = Literal["build", "load", "metric", "measure", "limit", "worker_lost", "timeout"]
+FAILURE_REASONS: tuple[FailureReason, ...] = ("build", "load", "metric", "measure", "limit", "worker_lost", "timeout")
 """build: the candidate could not be lowered. load: the runtime rejected it. metric: it raised or was not finite.
-measure: latency or memory could not be taken. worker_lost: its worker died, also on retry. timeout: it ran too long."""
+measure: latency or memory could not be taken. limit: the hardware has no room for it. worker_lost: its worker died,
+also on retry. timeout: it ran too long."""
 
 # Failures of the machine, not of the candidate: tried again on ``--resume``, never remembered as the candidate's.
 PASSING_FAILURES = frozenset({"worker_lost", "timeout"})

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from autoq.errors import ProfileError
+from autoq.runtime.extras import missing_extra
+from autoq.spec.checking import nearest
 
 # name -> "module:class". Text, so that naming a runtime does not import its library.
 RUNTIMES: dict[str, str] = {
@@ -21,8 +23,6 @@ RUNTIMES: dict[str, str] = {
     "tensorrt": "autoq.runtime.tensorrt:TensorRt",
     "openvino": "autoq.runtime.openvino:OpenVino",
 }
-EXTRAS = {"openvino": "openvino"}
-"""Runtimes whose package comes with an extra of autoq's, and that extra."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +70,11 @@ class Runtime(Protocol):
 def load_runtime(name: str, **options: Any) -> Runtime:
     """The runtime called ``name``, made with ``options``; raises :class:`~autoq.errors.ProfileError`."""
     if name not in RUNTIMES:
-        raise ProfileError(f"unknown runtime {name!r}; known: {', '.join(RUNTIMES)}")
+        raise ProfileError(f"unknown runtime {name!r}{nearest(name, RUNTIMES)}; known: {', '.join(RUNTIMES)}")
     module, _, attribute = RUNTIMES[name].partition(":")
     try:
         made: Runtime = getattr(importlib.import_module(module), attribute)(**options)
     except ImportError as error:
-        how = f": pip install 'autoq[{EXTRAS[name]}]'" if name in EXTRAS else ""
-        raise ProfileError(f"the runtime {name!r} cannot be imported ({error}); install its package{how}") from error
+        how = missing_extra(name) or "install its package"
+        raise ProfileError(f"the runtime {name!r} cannot be imported ({error}): {how}") from error
     return made

@@ -17,13 +17,16 @@ import numpy as np
 
 from autoq.core.result import FLOAT32_NAME, Estimate, Latency
 from autoq.errors import ProfileError
+from autoq.runtime.extras import missing_extra
 from autoq.runtime.timing import TimingPlan
+from autoq.spec.checking import nearest
 
 METER = "meter"
 
 # name -> "module:class". Text, so that naming a gauge does not import what it needs.
 GAUGES: dict[str, str] = {
     METER: "autoq.runtime.meter:Meter",
+    "roofline": "autoq.model.roofline:Roofline",
 }
 
 
@@ -104,12 +107,13 @@ def load_gauge(
     for an unknown name, for ``options`` that it does not take, and where its package is not installed.
     """
     if name not in GAUGES:
-        raise ProfileError(f"unknown gauge {name!r}; known: {', '.join(GAUGES)}")
+        raise ProfileError(f"measure.by: unknown gauge {name!r}{nearest(name, GAUGES)}; known: {', '.join(GAUGES)}")
     module, _, attribute = GAUGES[name].partition(":")
     try:
         made = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
-        raise ProfileError(f"the gauge {name!r} cannot be imported ({error}); install its package") from error
+        how = missing_extra(name) or "install its package"
+        raise ProfileError(f"the gauge {name!r} cannot be imported ({error}): {how}") from error
     common = {
         "batch": batch,
         "threads": threads,

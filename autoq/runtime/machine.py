@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -43,9 +45,28 @@ class MachineInfo:
     memory_bytes: int
 
     @property
+    def gpus(self) -> tuple[str, ...]:
+        """The GPUs of the machine that this program runs on, by name."""
+        return gpu_names()
+
+    @property
     def adds_pairs_in_16_bits(self) -> bool:
         """Whether integer kernels add two products in 16 bits here, and saturate: x86 with AVX2 and without VNNI."""
         return "avx2" in self.flags and not self.flags & {"avx512_vnni", "avx_vnni"}
+
+
+@functools.cache
+def gpu_names() -> tuple[str, ...]:
+    """The names of NVIDIA's GPUs here, as its driver's own tool gives them; empty without one."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    command = [tool, "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return tuple(line.strip() for line in told.stdout.splitlines() if line.strip()) if told.returncode == 0 else ()
 
 
 def describe() -> MachineInfo:

@@ -138,6 +138,7 @@ def _candidates(
         why = _model_problem(graph, layer, scheme, opset) or profile.legal(layer.op_type, scheme)
         why = why or profile.misaligned(layer, scheme)
         why = why or (int2_problem if _has_int2(scheme) else "")
+        why = why or (profile.probed.problem(layer, scheme) if profile.probed is not None else None)
         if why:
             refused.append((scheme, why))
         else:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from autoq.core.objectives import Constraints, Values, losses, metric_drop, trial_values
 from autoq.core.policy import Policy
-from autoq.core.result import PASSING_FAILURES, Failure, Pruned, StopReason, Trial
+from autoq.core.result import PASSING_FAILURES, Estimate, Failure, Pruned, StopReason, Trial
 from autoq.numerics.archive import Archive
 from autoq.search.evaluate import Dropped, Scored
 from autoq.search.executor import Executor
@@ -20,6 +20,7 @@ from autoq.search.problem import Problem
 from autoq.search.proposer import Proposal, Proposer
 from autoq.search.stopping import Guide, Patience
 from autoq.search.store import TrialLog, disk_error
+from autoq.spec.limits import limit_problem
 
 BATCH = 8
 """Candidates asked for at once. Fixed, and not the number of workers: what is proposed next depends on what was told
@@ -187,6 +188,15 @@ class Search:
         trial = dataclasses.replace(trial, seconds={**result.seconds, "measure": self.clock() - start})
         if isinstance(measurement, Failure):
             return dataclasses.replace(trial, failure=measurement)
+        over = limit_problem(
+            self.problem.profile.limits,
+            file_bytes=result.size_bytes,
+            stored_bytes=measurement.size_bytes,
+            memory_bytes=measurement.peak_memory_bytes,
+            figures=measurement.latency.figures if isinstance(measurement.latency, Estimate) else {},
+        )
+        if over:
+            return dataclasses.replace(trial, failure=Failure(reason="limit", message=over))
         return dataclasses.replace(
             trial,
             latency=measurement.latency,

@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,11 +18,14 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from autoq.core.form import FORM_NAMES
 from autoq.core.layer import LAYER_OPS, Layer
+from autoq.core.op_rules import op_problem
 from autoq.core.scheme import FLOAT32, Scheme
 from autoq.errors import JobError
 from autoq.spec.checking import AsTuple, Count, Fields, Text, nearest, show, validate
-from autoq.spec.document import read_mapping
+from autoq.spec.extends import read_extended
 from autoq.spec.job import LatencyChoice
+from autoq.spec.limits import Limits
+from autoq.spec.probed import Probed
 from autoq.spec.resources import find_named, named
 from autoq.spec.schemes import (
     all_schemes,
@@ -36,6 +40,9 @@ from autoq.spec.schemes import (
 
 AUTO = "auto"
 Kind = Literal["cpu", "gpu", "npu"]
+CostSource = Literal["measured", "declared"]
+"""Where ``cost`` comes from: single layers timed on such hardware, or what its documentation lets expect."""
+
 Names = Annotated[tuple[Text, ...], AsTuple]
 
 
@@ -62,10 +69,16 @@ class Alignment(Fields):
 
 
 class OpRules(Fields):
-    """The schemes (globs) that one op may have; ``forbid`` is stronger than ``allow``, and so is ``align``."""
+    """The schemes (globs) that one op may have; ``forbid`` is stronger than ``allow``, and so is ``align``.
+
+    How they run: ``native`` ones in kernels of their own width, ``folded`` ones are float32 (or whatever the runtime
+    computes floats in) by the time a session has loaded; the others are converted at every inference.
+    """
 
     allow: Annotated[tuple[Text, ...], AsTuple, Field(min_length=1)] = Field(examples=["[float32, w8a8]"])
     forbid: Annotated[tuple[Forbidden, ...], AsTuple] = ()
+    native: Names = ()
+    folded: Names = ()
     align: Annotated[tuple[Alignment, ...], AsTuple] = ()
 
 
@@ -124,12 +137,16 @@ class LatencySettings(Fields):
 
 
 class Match(Fields):
-    """How the machine is known: at least one, all and none of the flags; an empty list asks for nothing."""
+    """How the machine is known: at least one, all and none of the flags; an empty list asks for nothing.
+
+    ``gpu_names`` are globs, of which one GPU's name matches at least one.
+    """
 
     arch: Names = ()
     any_cpu_flags: Names = ()
     all_cpu_flags: Names = ()
     no_cpu_flags: Names = ()
+    gpu_names: Names = ()
 
 
 FormChoice = Annotated[
@@ -153,6 +170,9 @@ class _ProfileFields(Fields):
     cost: dict[Text, Any] = Field(default_factory=dict)
     instead: dict[Text, Text] = Field(default_factory=dict)
     forms: FormChoice = Field(default=(AUTO,), examples=["auto"])
+    limits: Limits = Limits()
+    costs_are: CostSource = "measured"
+    probed: Probed | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +184,7 @@ class Profile:
     ``instead`` maps families of schemes to those that stand in for them here: ``{"w8a8": "w7a8"}``. ``forms`` says
     which forms of the graph (:mod:`autoq.model.forms`) candidates are written in. ``reference`` is what latencies are
     against: float32, or the scheme of the uniform candidate that stands for it where the hardware cannot run it.
+    ``limits`` are what candidates must keep, ``probed`` what a probe found out on one machine.
     """
 
     name: str
@@ -179,6 +200,9 @@ class Profile:
     forms: tuple[str, ...] = (AUTO,)
     measure: MeasureChoice = dataclasses.field(default_factory=MeasureChoice)
     reference: Scheme = FLOAT32
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    costs_are: CostSource = "measured"
+    probed: Probed | None = None
 
     def instead_of(self, scheme: Scheme) -> Scheme:
         """What a layer gets here where a space says ``scheme``: that, or the same options on other weights."""
@@ -217,6 +241,17 @@ class Profile:
                     return f"its {size} {what} are no multiple of {step}: {rule.why}"
         return None
 
+    def runs(self, op_type: str, scheme: Scheme) -> str:
+        """How a layer of ``op_type`` runs under ``scheme``: ``native``, ``folded``, ``float`` or ``refused``."""
+        names = globbed(scheme)
+        if op_problem(op_type, scheme) is not None or self.legal_by_name(op_type, names) is not None:
+            return "refused"
+        rules = self.ops.get(op_type)
+        for how, globs in (("native", rules.native), ("folded", rules.folded)) if rules else ():
+            if any(matches(glob, names) for glob in globs):
+                return how
+        return "float"
+
     def cost(self, op_type: str, scheme: Scheme, uses: float = 1.0) -> float:
         """Modelled time per multiply-accumulate, float32 = 1; it guides proposals and is never a measurement.
 
@@ -234,8 +269,8 @@ class Profile:
         given = override.model_dump(exclude_none=True)
         return LatencySettings.model_validate(self.latency.model_dump() | given)
 
-    def match_problems(self, arch: str, cpu_flags: Collection[str]) -> list[str]:
-        """Why a machine with this architecture and these CPU flags is not this hardware; empty where it is."""
+    def match_problems(self, arch: str, cpu_flags: Collection[str], gpus: Collection[str] = ()) -> list[str]:
+        """Why a machine with this architecture, CPU flags and GPUs is not this hardware; empty where it is."""
         problems = []
         if self.match.arch and arch.lower() not in [known.lower() for known in self.match.arch]:
             problems.append(f"the machine's architecture is {arch or 'unknown'}, not {' or '.join(self.match.arch)}")
@@ -249,6 +284,9 @@ class Profile:
         unwanted = [flag for flag in self.match.no_cpu_flags if flag.lower() in flags]
         if unwanted:
             problems.append(f"the CPU has {', '.join(unwanted)}")
+        wanted = self.match.gpu_names
+        if wanted and not any(fnmatchcase(name.lower(), glob.lower()) for name in gpus for glob in wanted):
+            problems.append(f"no GPU here is {' or '.join(wanted)}; there is {', '.join(gpus) or 'none'}")
         return problems
 
     def to_dict(self) -> dict[str, Any]:
@@ -266,6 +304,8 @@ class Profile:
             **({} if self.forms == (AUTO,) else {"forms": list(self.forms)}),
             **({} if self.measure == MeasureChoice() else {"measure": self.measure.model_dump(mode="json")}),
             **({} if self.reference == FLOAT32 else {"reference": str(self.reference)}),
+            **({} if self.limits == Limits() else {"limits": self.limits.model_dump(mode="json", exclude_none=True)}),
+            **({} if self.probed is None else {"probed": self.probed.model_dump(mode="json")}),
         }
 
 
@@ -275,7 +315,7 @@ def load_profile(name_or_path: str | Path, base_dir: str | Path) -> Profile:
     Raises :class:`JobError`, which lists every problem and names the nearest op, scheme or field for a typo.
     """
     path = find_named("hardware_profiles", name_or_path, Path(base_dir))
-    fields = validate(_ProfileFields, read_mapping(path, "hardware profile"), str(path))
+    fields = validate(_ProfileFields, read_extended(path), str(path))
     costs, problems = _read_costs(fields.cost)
     problems += _instead_problems(fields.instead)
     problems += _form_problems(fields.forms)
@@ -286,6 +326,7 @@ def load_profile(name_or_path: str | Path, base_dir: str | Path) -> Profile:
             problems.append(f"ops: no layer is a {show(op)}{nearest(op, LAYER_OPS)}; known: {', '.join(LAYER_OPS)}")
         globs = [(f"ops.{op}.allow[{number}]", glob) for number, glob in enumerate(rules.allow)]
         globs += [(f"ops.{op}.forbid[{number}].schemes", each.schemes) for number, each in enumerate(rules.forbid)]
+        globs += [(f"ops.{op}.{how}", glob) for how in ("native", "folded") for glob in getattr(rules, how)]
         globs += [(f"ops.{op}.align[{number}].schemes", each.schemes) for number, each in enumerate(rules.align)]
         problems += [f"{field}: {problem}" for field, glob in globs if (problem := glob_problem(glob))]
     profile = Profile(
@@ -302,6 +343,9 @@ def load_profile(name_or_path: str | Path, base_dir: str | Path) -> Profile:
         forms=() if fields.forms == ("none",) else fields.forms,
         measure=fields.measure,
         reference=reference,
+        limits=fields.limits,
+        costs_are=fields.costs_are,
+        probed=fields.probed,
     )
     if not problems:
         problems = _unpriced(profile)
@@ -311,7 +355,8 @@ def load_profile(name_or_path: str | Path, base_dir: str | Path) -> Profile:
 
 
 def _rules_document(rules: OpRules) -> dict[str, Any]:
-    document = rules.model_dump(mode="json")
+    # How a scheme runs is told to people alone.
+    document = rules.model_dump(mode="json", exclude={"native", "folded"})
     return document if document["align"] else {name: each for name, each in document.items() if name != "align"}
 
 
@@ -354,9 +399,10 @@ def _form_problems(forms: tuple[str, ...]) -> list[str]:
     return problems
 
 
-def fitting_profiles(arch: str, cpu_flags: Collection[str]) -> list[str]:
-    """Those that come with autoq and describe a machine with this architecture and these CPU flags, by name."""
-    return [name for name in named("hardware_profiles") if not load_profile(name, ".").match_problems(arch, cpu_flags)]
+def fitting_profiles(arch: str, cpu_flags: Collection[str], gpus: Collection[str] = ()) -> list[str]:
+    """Those that come with autoq and describe a machine with this architecture, CPU flags and GPUs, by name."""
+    profiles = {name: load_profile(name, ".") for name in named("hardware_profiles")}
+    return [name for name, profile in profiles.items() if not profile.match_problems(arch, cpu_flags, gpus)]
 
 
 def _read_costs(values: Mapping[str, Any]) -> tuple[dict[tuple[str, str], Cost], list[str]]:

@@ -9,6 +9,7 @@ from typing import Any
 from autoq.core.op_rules import op_problem
 from autoq.core.scheme import BLOCKS, FLOAT32, Scheme, WeightSpec
 from autoq.spec.hardware import Profile
+from autoq.spec.probed import form
 from autoq.spec.schemes import all_schemes, known_texts
 
 OBTAINED = {
@@ -34,16 +35,18 @@ class Family:
     weights: str
     activations: str
     rounding: str
+    runs: str
     schemes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpPage:
-    """What one op may have, what it may not, and why."""
+    """What one op may have, what it may not, and why; ``aligned`` are multiples that layers must have."""
 
     op: str
     families: tuple[Family, ...]
     forbidden: tuple[tuple[str, str], ...]
+    aligned: tuple[str, ...] = ()
 
 
 def gauge_name(profile: Profile) -> str:
@@ -81,11 +84,23 @@ def page_dict(profile: Profile) -> dict[str, Any]:
         "reference": str(profile.reference),
         "measure": profile.measure.model_dump(mode="json"),
         "match": profile.match.model_dump(mode="json"),
+        "limits": profile.limits.model_dump(mode="json", exclude_none=True),
+        "costs": costs_words(profile),
+        "probed": None if profile.probed is None else profile.probed.model_dump(mode="json"),
         "ops": [asdict(page) for page in op_pages(profile)],
         "instead": dict(profile.instead),
         "forms": list(profile.forms),
         "lowering": profile.lowering.model_dump(mode="json"),
     }
+
+
+def costs_words(profile: Profile) -> str:
+    """Where the costs that guide proposals come from, as a sentence's end."""
+    if profile.probed is not None:
+        return f"measured by a probe of {profile.probed.model} on {profile.probed.machine}, {profile.probed.date}"
+    if profile.costs_are == "declared":
+        return "declared, not measured: they order proposals; `autoq profile probe` measures them on such a machine"
+    return "of single layers, measured on such a machine; they order proposals and are never reported"
 
 
 def match_words(profile: Profile) -> str:
@@ -95,6 +110,7 @@ def match_words(profile: Profile) -> str:
     parts += [f"a CPU with any of {', '.join(match.any_cpu_flags)}"] if match.any_cpu_flags else []
     parts += [f"a CPU with {' and '.join(match.all_cpu_flags)}"] if match.all_cpu_flags else []
     parts += [f"a CPU without {', '.join(match.no_cpu_flags)}"] if match.no_cpu_flags else []
+    parts += [f"a GPU whose name is like {' or '.join(match.gpu_names)}"] if match.gpu_names else []
     return ", ".join(parts) or "any machine"
 
 
@@ -106,24 +122,37 @@ def _op_page(profile: Profile, op: str) -> OpPage:
     forbidden = [(each.schemes, each.why) for each in profile.ops[op].forbid]
     return OpPage(
         op=op,
-        families=tuple(_family(name, schemes) for name, schemes in legal.items()),
+        families=tuple(_family(name, schemes, _runs(profile, op, schemes)) for name, schemes in legal.items()),
         forbidden=tuple(forbidden),
+        aligned=tuple(
+            f"{rule.schemes}: inputs a multiple of {rule.inputs}, outputs of {rule.outputs} ({rule.why})"
+            for rule in profile.ops[op].align
+        ),
     )
 
 
-def _family(name: str, schemes: list[Scheme]) -> Family:
+def _runs(profile: Profile, op: str, schemes: list[Scheme]) -> str:
+    return _listed(profile.runs(op, scheme) for scheme in {form(scheme): scheme for scheme in schemes}.values())
+
+
+def _family(name: str, schemes: list[Scheme], runs: str) -> Family:
     weights = [scheme.weight for scheme in schemes if scheme.weight is not None]
     if schemes[0].floats is not None:
-        return Family(family=name, weights=name, activations=name, rounding="", schemes=len(schemes))
+        return Family(family=name, weights=name, activations=name, rounding="", runs=runs, schemes=len(schemes))
     if not weights:
-        return Family(family=name, weights="float32", activations="float32", rounding="", schemes=len(schemes))
+        return Family(
+            family=name, weights="float32", activations="float32", rounding="", runs=runs, schemes=len(schemes)
+        )
     if weights[0].bits == 16:
-        return Family(family=name, weights="float16", activations="float32", rounding="", schemes=len(schemes))
+        return Family(
+            family=name, weights="float16", activations="float32", rounding="", runs=runs, schemes=len(schemes)
+        )
     return Family(
         family=name,
         weights=_weight_words(weights),
         activations=_activation_words(schemes),
         rounding=_listed(spec.rounding for spec in weights),
+        runs=runs,
         schemes=len(schemes),
     )
 

@@ -18,7 +18,7 @@ def test_the_meter_is_one(tmp_path: Path) -> None:
 
 
 def test_unknown_names_and_options_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ProfileError, match=f"unknown gauge 'metre'; known: {', '.join(GAUGES)}"):
+    with pytest.raises(ProfileError, match=f"unknown gauge 'metre'; did you mean 'meter'; known: {', '.join(GAUGES)}"):
         load_gauge("metre", tmp_path / "model.onnx", {})
     with pytest.raises(ProfileError, match=r"measure\.options of 'meter': .*speed"):
         load_gauge("meter", tmp_path / "model.onnx", {}, options={"speed": 1})
