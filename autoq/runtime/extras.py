@@ -16,7 +16,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
 def missing_extra(*names: str) -> str:
     """The command that installs what the runtimes and gauges ``names`` lack here, or an empty string."""
     wanted = dict.fromkeys(extra for name in names if name in EXTRAS for extra in [EXTRAS[name][1]] if _lacks(name))
-    return f'pip install "autoq[{",".join(wanted)}]"' if wanted else ""
+    return f"pip install 'autoq[{','.join(wanted)}]'" if wanted else ""
 
 
 def _lacks(name: str) -> bool:

@@ -40,4 +40,4 @@ def test_arm_without_dot_products_says_what_it_lacks() -> None:
 def test_a_missing_extra_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(extras.EXTRAS, "onnxruntime", (("no_such_module",), "npu"))
     found = fit(load_profile("cpu-arm-onnxruntime", Path()), machine("aarch64", "asimddp"))
-    assert not found.fits and found.reason == 'its runtime is not installed: pip install "autoq[npu]"'
+    assert not found.fits and found.reason == "its runtime is not installed: pip install 'autoq[npu]'"
