@@ -548,7 +548,8 @@ def _gauge(setting: Setting, reference: Path) -> Gauge:
     latency = profile.latency_with(setting.job.latency)
     plan = None
     if latency.samples is not None:
-        plan = TimingPlan(min_rounds=latency.samples, max_rounds=latency.samples, limit_s=3600.0)
+        sittings = max(2, -(-latency.samples // 2))  # of two rounds each
+        plan = TimingPlan(max_rounds=2, min_sittings=sittings, max_sittings=sittings, limit_s=3600.0)
     return load_gauge(
         profile.measure.by,
         reference,

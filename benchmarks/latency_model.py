@@ -40,7 +40,7 @@ from autoq.search.latency import LIMIT_S, LatencyModel, measure_table
 from autoq.search.problem import Problem
 from autoq.spec.job import load_job
 
-TRUTH = TimingPlan(block_s=0.01, warm_s=0.01, min_rounds=8, max_rounds=16, limit_s=1.0)
+TRUTH = TimingPlan(block_s=0.01, warm_s=0.01, min_sittings=4, max_sittings=8, limit_s=1.0)
 NETWORKS = ("digits", "resnet20", "minilm")
 
 

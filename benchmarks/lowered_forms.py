@@ -125,7 +125,7 @@ def show(title: str, candidates: Mapping[str, bytes], x: np.ndarray) -> None:
     base, *others = (lambda session=session: session.run(None, {"x": x}) for session in sessions.values())
     sizes = [len(model) for model in candidates.values()]
     for (name, model), step, size in zip(list(candidates.items())[1:], others, sizes[1:], strict=True):
-        rounds = time_sitting([base, step], TimingPlan(min_rounds=12), setup_s=2.0)
+        rounds = time_sitting([base, step], TimingPlan(max_rounds=12), setup_s=2.0)
         ratio, _ = median_ratio(rounds.blocks_ms[1], rounds.blocks_ms[0], seed=0)
         print(f"| {name} | {kernels(model)} | {size / sizes[0]:.2f} | {ratio:.2f} |", flush=True)
 

@@ -28,13 +28,36 @@ FLOAT32_NAME = "float32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """What the machine was like while a latency was taken; ``None`` is what the system does not tell.
+
+    ``disturbed``: most sittings were under foreign load, even when made again, or another measurement may have run
+    beside this one. ``foreign_load`` is the share of the machine's other cores that other work took, ``slowdown`` how
+    much longer the baseline took than lately at its best (1: as long). ``load_average`` is that of the minute before,
+    ``mhz`` and ``governor`` the clock frequency and how the kernel chooses it. ``cpus`` are the cores that it was
+    pinned to. ``sittings`` count, and ``left_out`` were disturbed.
+    """
+
+    disturbed: bool = False
+    foreign_load: float | None = None
+    slowdown: float = 1.0
+    load_average: float | None = None
+    mhz: float | None = None
+    governor: str | None = None
+    cpus: tuple[int, ...] = ()
+    sittings: int = 0
+    left_out: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
     """Measured alone on the target, in warm blocks in turn with the reference: the float32 model.
 
     Where the hardware cannot run that, ``reference`` names the scheme of the uniform candidate that stands for it.
-    ``ratio`` is the median over blocks of candidate time / reference time (0.5 = twice as fast), with its 95 %
-    bootstrap interval ``ratio_ci95``. ``blocks_ms`` keeps the raw samples: the median time per inference
-    in milliseconds of each block, and ``baseline_blocks_ms`` the reference's of the same block.
+    ``ratio`` is candidate time / reference time (0.5 = twice as fast), with its 95 % interval ``ratio_ci95``
+    (:mod:`autoq.numerics.sittings`). ``blocks_ms`` keeps the raw samples: the median time per inference
+    in milliseconds of each block, and ``baseline_blocks_ms`` the reference's of the same block. ``conditions`` are
+    those it was taken under, where they are known.
     """
 
     median_ms: float
@@ -45,6 +68,12 @@ class Latency:
     blocks_ms: tuple[float, ...] = ()
     baseline_blocks_ms: tuple[float, ...] = ()
     reference: str = FLOAT32_NAME
+    conditions: Conditions | None = None
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other work disturbed it."""
+        return self.conditions is not None and self.conditions.disturbed
 
     def __post_init__(self) -> None:
         for value in (self.median_ms, self.ratio, *self.ratio_ci95):

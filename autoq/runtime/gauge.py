@@ -37,21 +37,20 @@ class Measurement:
     ``peak_memory_bytes``: growth of the process's resident memory, at its highest, by loading and running the file; on
     a device, what it needs of its memory. ``load_ms``: opening a session on the file, with the file in the page cache.
     ``size_bytes``: what the file takes in the device's storage, where that is not the file itself.
-    ``disturbed``: more than a quarter
-    of the rounds lost their core for over a tenth of the time, even when timed again, or another measurement may have
-    run beside this one. ``cpu_share``: the median round's share of its core. ``load_average``: the machine's
-    over the last minute when the measurement began. ``cpus``: the cores that it was pinned to.
+    ``cpu_share``: the median round's share of its core. What else the machine did is in the latency's ``conditions``.
     """
 
     latency: Latency | Estimate
     peak_memory_bytes: int | None = None
     load_ms: float | None = None
     size_bytes: int | None = None
-    disturbed: bool = False
     cpu_share: float = 1.0
     repeated_rounds: int = 0
-    load_average: float | None = None
-    cpus: tuple[int, ...] = ()
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other work disturbed it."""
+        return isinstance(self.latency, Latency) and self.latency.disturbed
 
 
 class Gauge(Protocol):

@@ -16,30 +16,43 @@ import sys
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from autoq.core.result import FLOAT32_NAME, Latency
+from autoq.core.result import FLOAT32_NAME, Conditions, Latency
 from autoq.errors import ProfileError, TrialError
-from autoq.numerics.bootstrap import median_ratio
+from autoq.numerics.sittings import sittings_ratio
 from autoq.runtime.gauge import Measurement
+from autoq.runtime.host import look
 from autoq.runtime.meter_process import MeterProcess
-from autoq.runtime.timing import CLEARLY, FEW_ROUNDS, Rounds, TimingPlan, clearly_above, enough
+from autoq.runtime.timing import CLEARLY, Rounds, TimingPlan, clearly_above, enough
 from autoq.runtime.turn import measuring_turn
 
-SEARCH_PLAN = TimingPlan(block_s=0.01, warm_s=0.01, min_rounds=4)
-"""The plan of a trial. On ResNet-20 it gives the spread of three times longer blocks in a quarter of their time."""
+SEARCH_PLAN = TimingPlan(block_s=0.007, warm_s=0.005, max_warm_s=0.1)
+"""The plan of a trial."""
 
-FINAL_PLAN = TimingPlan(min_rounds=16, max_rounds=40, limit_s=2.5, half_width=0.005)
+FINAL_PLAN = TimingPlan(block_s=0.02, min_sittings=8, max_sittings=32, limit_s=2.5, half_width=0.005)
 """The plan for the front's last timing: longer than during the search."""
 
 _GRACE_S = 10.0  # the measuring process keeps the time limit itself; after this much more, it hangs
 _MEMORY_RUNS = 3
-_DISTURBED_SHARE = 0.25  # a median is safe from this share of disturbed rounds
+_LATELY = 50  # sittings: what float32 took at its best in these is what it takes where nothing disturbs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sittings:
+    """The sittings that count, and what there was to know about all of them."""
+
+    kept: tuple[Rounds, ...]
+    conditions: Conditions
+    load_ms: tuple[tuple[float, ...], ...]
+    repeated_rounds: int
 
 
 class Meter:
@@ -74,6 +87,7 @@ class Meter:
         self.plan, self.final_plan, self.timeout_s = plan or SEARCH_PLAN, final_plan, timeout_s
         self._reference_name = reference_name
         self._lock = threading.Lock()
+        self._lately: deque[float] = deque(maxlen=_LATELY)
         self._server = MeterProcess(runtime, dict(runtime_options or {}), threads, feeds)
         self._finalizer = weakref.finalize(self, self._server.close)
 
@@ -102,20 +116,15 @@ class Meter:
         fails, ``timeout`` if it takes longer than ``timeout_s``.
         """
         path = Path(candidate).resolve()
-        load_average = os.getloadavg()[0]
         with self._lock, measuring_turn() as alone:
             memory = self._ask({"op": "memory", "model": str(path), "runs": _MEMORY_RUNS}, self.timeout_s)
-            rounds, sittings = self._sittings([path], self.plan, self.timeout_s, idle_above)
-        lost = sum(share < self.plan.min_cpu_share for share in rounds.cpu_share)
+            found = self._sittings([path], self.plan, self.timeout_s, alone, idle_above)
         return Measurement(
-            latency=self._latency(rounds, 1),
+            latency=self._latency(found, 1),
             peak_memory_bytes=memory["peak_bytes"],
-            load_ms=statistics.median(sitting["load_ms"][1] for sitting in sittings),
-            disturbed=not alone or lost > _DISTURBED_SHARE * len(rounds.cpu_share),
-            cpu_share=statistics.median(rounds.cpu_share),
-            repeated_rounds=rounds.repeated,
-            load_average=load_average,
-            cpus=tuple(sittings[0]["cpus"]),
+            load_ms=statistics.median(each[1] for each in found.load_ms),
+            cpu_share=statistics.median(share for each in found.kept for share in each.cpu_share),
+            repeated_rounds=found.repeated_rounds,
         )
 
     def measure_many(self, candidates: Sequence[Path], *, at_once: int = 8) -> list[Latency]:
@@ -127,61 +136,89 @@ class Meter:
         latencies: list[Latency] = []
         for start in range(0, len(paths), at_once):
             group = paths[start : start + at_once]
-            with self._lock, measuring_turn():
-                rounds, _ = self._sittings(group, self.final_plan, self.timeout_s * len(group))
-            latencies += [self._latency(rounds, index) for index in range(1, len(group) + 1)]
+            with self._lock, measuring_turn() as alone:
+                found = self._sittings(group, self.final_plan, self.timeout_s * len(group), alone)
+            latencies += [self._latency(found, index) for index in range(1, len(group) + 1)]
         return latencies
 
     def glance(self, candidates: Sequence[Path], plan: TimingPlan) -> tuple[list[float], bool]:
         """Ratios to float32 of several files, timed in turn as ``plan`` says; and whether that was disturbed.
 
         Each is the quickest block's over float32's quickest: with few rounds and a busy machine, which only ever adds,
-        that is nearer to what a long measurement gives than a median. Disturbed as in :class:`Measurement`. Raises as
-        :meth:`measure`.
+        that is nearer to what a long measurement gives than a median. Disturbed as in
+        :class:`~autoq.core.result.Conditions`. Raises as :meth:`measure`.
         """
         paths = [Path(candidate).resolve() for candidate in candidates]
         with self._lock, measuring_turn() as alone:
-            rounds, _ = self._sittings(paths, plan, self.timeout_s * len(paths))
-        baseline_ms, *quickest_ms = np.min(rounds.blocks_ms, axis=1).tolist()
-        lost = sum(share < plan.min_cpu_share for share in rounds.cpu_share)
-        disturbed = not alone or lost > _DISTURBED_SHARE * len(rounds.cpu_share)
-        return [each / baseline_ms for each in quickest_ms], disturbed
+            found = self._sittings(paths, plan, self.timeout_s * len(paths), alone)
+        quickest_ms = [min(block for each in found.kept for block in each.blocks_ms[i]) for i in range(len(paths) + 1)]
+        return [each / quickest_ms[0] for each in quickest_ms[1:]], found.conditions.disturbed
 
     def _sittings(
-        self, candidates: Sequence[Path], plan: TimingPlan, timeout_s: float, idle_above: float = math.inf
-    ) -> tuple[Rounds, list[dict[str, Any]]]:
-        """Sittings until the plan has enough: all their rounds, and the replies."""
+        self,
+        candidates: Sequence[Path],
+        plan: TimingPlan,
+        timeout_s: float,
+        alone: bool,
+        idle_above: float = math.inf,
+    ) -> _Sittings:
+        """Sittings until the plan has enough; those that were disturbed do not count, where enough others are left."""
         models = [str(path) for path in (self.baseline, *candidates)]
-        rounds = Rounds(blocks_ms=((),) * len(models))
-        replies: list[dict[str, Any]] = []
-        start, bounded = time.monotonic(), math.isfinite(idle_above)  # bounded: one candidate beside float32
-        while not replies or not (
-            enough(rounds, plan, time.monotonic() - start) or (bounded and clearly_above(rounds, idle_above))
-        ):
-            first = not replies and bounded
-            own = dataclasses.replace(plan, min_rounds=2) if first else plan
-            request = {"op": "latency", "models": models, "sitting": len(replies), "plan": dataclasses.asdict(own)}
+        every: list[Rounds] = []
+        load_ms: list[tuple[float, ...]] = []
+        start, host = time.monotonic(), look()
+        while True:
+            request = {"op": "latency", "models": models, "sitting": len(every), "plan": dataclasses.asdict(plan)}
             left_s = timeout_s - (time.monotonic() - start)
             if left_s <= 0:
                 raise TrialError("timeout", f"measuring took longer than {timeout_s:g} s")
-            replies.append(self._ask(request, left_s))
-            rounds = rounds.and_then(Rounds(**replies[-1]["rounds"]))
-        return rounds, replies
+            reply = self._ask(request, left_s)
+            every.append(Rounds(**reply["rounds"]))
+            load_ms.append(tuple(reply["load_ms"]))
+            self._lately.append(every[-1].medians_ms[0])
+            best_ms = (min(self._lately), *(min(each.medians_ms[i] for each in every) for i in range(1, len(models))))
+            calm = [each for each in every if not each.disturbed(plan, best_ms)]
+            spent_s = time.monotonic() - start
+            # Where most are disturbed, waiting for calm ones would take for ever: then all count, and are marked.
+            hopeless = len(every) - len(calm) > plan.min_sittings or spent_s >= plan.limit_s * len(candidates)
+            kept = calm if not hopeless or 2 * len(calm) > len(every) else every
+            # One candidate beside float32, which nobody may care for: its first sitting can tell.
+            if enough(kept, plan, spent_s) or (math.isfinite(idle_above) and clearly_above(every, idle_above)):
+                break
+        kept = kept or every
+        foreign = [each.foreign for each in kept if each.foreign is not None]
+        conditions = Conditions(
+            disturbed=not alone or (kept is every and 4 * len(calm) < 3 * len(every)),
+            foreign_load=statistics.mean(foreign) if foreign else None,
+            slowdown=statistics.median(each.medians_ms[0] for each in kept) / best_ms[0],
+            load_average=host.load_average,
+            mhz=host.mhz,
+            governor=host.governor,
+            cpus=tuple(reply["cpus"]),
+            sittings=len(kept),
+            left_out=len(every) - len(kept),
+        )
+        repeated = sum(each.repeated for each in every)
+        return _Sittings(kept=tuple(kept), conditions=conditions, load_ms=tuple(load_ms), repeated_rounds=repeated)
 
-    def _latency(self, rounds: Rounds, index: int) -> Latency:
-        baseline_ms, candidate_ms = rounds.blocks_ms[0], rounds.blocks_ms[index]
-        ratio, (low, high) = median_ratio(candidate_ms, baseline_ms, seed=0)
-        if len(candidate_ms) < FEW_ROUNDS:  # the bootstrap of so few knows nothing of other sittings
-            low, high = low / (1 + CLEARLY), high * (1 + CLEARLY)
+    def _latency(self, found: _Sittings, index: int) -> Latency:
+        ratios = [each.ratios(index) for each in found.kept]
+        if len(ratios) > 1:
+            ratio, (low, high) = sittings_ratio(ratios)
+        else:  # one sitting knows nothing of others
+            ratio = statistics.median(ratios[0])
+            low, high = min(ratios[0]) / (1 + CLEARLY), max(ratios[0]) * (1 + CLEARLY)
+        blocks_ms = tuple(block for each in found.kept for block in each.blocks_ms[index])
         return Latency(
-            median_ms=statistics.median(candidate_ms),
+            median_ms=statistics.median(blocks_ms),
             ratio=ratio,
             ratio_ci95=(low, high),
             batch=self.batch,
             threads=self.threads,
-            blocks_ms=candidate_ms,
-            baseline_blocks_ms=baseline_ms,
+            blocks_ms=blocks_ms,
+            baseline_blocks_ms=tuple(block for each in found.kept for block in each.blocks_ms[0]),
             reference=self._reference_name,
+            conditions=found.conditions,
         )
 
     def _ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:

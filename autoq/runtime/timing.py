@@ -8,7 +8,8 @@ as it was, where a mean moves.
 
 A *sitting* is a fresh process with freshly opened sessions, and a few rounds. Where a session's memory happens to lie
 moves its speed by about half a percent for as long as it lives, which no number of rounds in one process
-shows; so the rounds are spread over several sittings. ``docs/measurement.md`` has the figures behind each choice.
+shows; so sittings are what is counted, and a sitting under foreign load is made again.
+``docs/measurement.md`` has the figures behind each choice.
 """
 
 from __future__ import annotations
@@ -20,13 +21,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from autoq.numerics.bootstrap import median_ratio
+from autoq.numerics.sittings import sittings_ratio
 
 CLEARLY = 0.1
 """By how much the rounds of one sitting must agree that a candidate is slower than it may be."""
-
-FEW_ROUNDS = 4
-"""Fewer rounds have no interval of their own."""
 
 Step = Callable[[], object]
 Clock = Callable[[], float]
@@ -37,20 +35,26 @@ class TimingPlan:
     """How long to time. All times in seconds.
 
     A block lasts about ``block_s`` and has at least ``min_runs`` runs after the ``discard`` first ones (fewer where one
-    run alone lasts longer than a block). There are ``min_rounds`` to ``max_rounds`` rounds: fewer than the most as
-    soon as every ratio's 95 % interval is within ``half_width`` of the ratio, or after ``limit_s`` per candidate. A
-    round in which this thread had the core for less than ``min_cpu_share`` of the wall time is timed again, but no
-    more rounds in a sitting than it keeps.
+    run alone lasts longer than a block). A sitting has two rounds, or as many as last as long as its preparation did,
+    ``max_rounds`` at the most. There are ``min_sittings`` to ``max_sittings``: fewer than the most as soon as every
+    ratio's 95 % interval is within ``half_width`` of the ratio, or after ``limit_s`` per candidate. A round in which
+    this thread had the core for less than ``min_cpu_share`` of the wall time is timed again, but no more rounds in a
+    sitting than it keeps. A sitting is disturbed where other work took more than ``max_foreign`` of the machine's other
+    cores, or where a model took more than ``max_slowdown`` times what it took at its best (on a virtual machine, work
+    that shares the core may be out of sight): it does not count where others are left, and another is made.
     """
 
     block_s: float = 0.03
     min_runs: int = 5
     discard: int = 2
-    min_rounds: int = 8
-    max_rounds: int = 30
+    max_rounds: int = 4
+    min_sittings: int = 4
+    max_sittings: int = 16
     limit_s: float = 1.2
     half_width: float = 0.01
     min_cpu_share: float = 0.9
+    max_foreign: float = 0.25
+    max_slowdown: float = 1.08
     warm_s: float = 0.02
     warm_runs: int = 10
     max_warm_s: float = 0.5
@@ -58,23 +62,34 @@ class TimingPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rounds:
-    """What was timed. ``blocks_ms[i][r]`` is model i's median milliseconds per run in round r; 0 is the baseline.
+    """What one sitting timed. ``blocks_ms[i][r]`` is model i's median milliseconds per run in round r; 0: the baseline.
 
     ``cpu_share[r]`` is the smallest share of a block's wall time for which the timing thread had a core.
-    ``repeated`` counts the rounds that were timed again.
+    ``repeated`` counts the rounds that were timed again. ``foreign`` is the share of the machine's other cores that
+    other work took meanwhile, ``None`` where the system does not tell.
     """
 
     blocks_ms: tuple[tuple[float, ...], ...]
     cpu_share: tuple[float, ...] = ()
     repeated: int = 0
+    foreign: float | None = None
 
-    def and_then(self, later: Rounds) -> Rounds:
-        """These rounds and those of a later sitting on the same models."""
-        pairs = zip(self.blocks_ms, later.blocks_ms, strict=True)
-        return Rounds(
-            blocks_ms=tuple((*mine, *its) for mine, its in pairs),
-            cpu_share=(*self.cpu_share, *later.cpu_share),
-            repeated=self.repeated + later.repeated,
+    def ratios(self, index: int) -> tuple[float, ...]:
+        """Model ``index`` over the baseline, round by round."""
+        return tuple(own / base for own, base in zip(self.blocks_ms[index], self.blocks_ms[0], strict=True))
+
+    @property
+    def medians_ms(self) -> tuple[float, ...]:
+        """Each model's median."""
+        return tuple(map(statistics.median, self.blocks_ms))
+
+    def disturbed(self, plan: TimingPlan, best_ms: Sequence[float]) -> bool:
+        """Whether this sitting should not count; ``best_ms`` is each model's median in the best of all."""
+        lost = sum(share < plan.min_cpu_share for share in self.cpu_share)
+        return (
+            2 * lost > len(self.cpu_share)
+            or (self.foreign is not None and self.foreign > plan.max_foreign)
+            or any(own > plan.max_slowdown * best for own, best in zip(self.medians_ms, best_ms, strict=True))
         )
 
 
@@ -90,7 +105,7 @@ def time_sitting(
     """Time every step against the first one; ``steps`` has the baseline first, then at least one candidate.
 
     An even number of rounds, as many as it takes to last as long as the preparation did: ``setup_s`` and the warm-up;
-    two at the least, ``plan.min_rounds`` at the most. ``backward``: the first round has the baseline last. ``clock``
+    two at the least, ``plan.max_rounds`` at the most. ``backward``: the first round has the baseline last. ``clock``
     and ``cpu_clock`` return seconds, of wall time and of this thread's CPU time. Exceptions of a step pass.
     """
     collecting = gc.isenabled()
@@ -104,34 +119,41 @@ def time_sitting(
             gc.enable()
 
 
-def enough(rounds: Rounds, plan: TimingPlan, spent_s: float) -> bool:
-    """Whether the sittings so far, which took ``spent_s`` seconds together, will do."""
-    baseline_ms, *candidates_ms = rounds.blocks_ms
-    count, limit_s = len(baseline_ms), plan.limit_s * len(candidates_ms)
-    if count < plan.min_rounds:
-        # Slow models: half the rounds must do where they already took four times the limit.
-        return 2 * count >= plan.min_rounds and spent_s >= 4 * limit_s
-    if count >= plan.max_rounds or spent_s >= limit_s:
+def enough(sittings: Sequence[Rounds], plan: TimingPlan, spent_s: float) -> bool:
+    """Whether these sittings will do; ``spent_s`` seconds have gone by, those for others included."""
+    if not sittings:
+        return False
+    candidates = range(1, len(sittings[0].blocks_ms))
+    count, limit_s = len(sittings), plan.limit_s * len(candidates)
+    if count < plan.min_sittings:
+        # Slow models: fewer must do where they already took several times the limit.
+        return (4 * count >= 3 * plan.min_sittings and spent_s >= 2 * limit_s) or (
+            2 * count >= plan.min_sittings and spent_s >= 4 * limit_s
+        )
+    if count >= plan.max_sittings or spent_s >= limit_s:
         return True
-    return all(relative_half_width(candidate_ms, baseline_ms) <= plan.half_width for candidate_ms in candidates_ms)
+    return all(
+        relative_half_width([each.ratios(index) for each in sittings]) <= plan.half_width for index in candidates
+    )
 
 
-def clearly_above(rounds: Rounds, ratio: float) -> bool:
+def clearly_above(sittings: Sequence[Rounds], ratio: float) -> bool:
     """Whether every candidate is slower than ``ratio`` in every round, by :data:`CLEARLY`; never where it is infinite.
 
     Two rounds are enough: what moves both alike (a session's memory, work on other cores) moves them by less than that.
     """
-    baseline_ms, *candidates_ms = rounds.blocks_ms
     slower = [
-        all(own / base > ratio * (1 + CLEARLY) for own in owns)
-        for base, *owns in zip(baseline_ms, *candidates_ms, strict=True)
+        own > ratio * (1 + CLEARLY)
+        for each in sittings
+        for index in range(1, len(each.blocks_ms))
+        for own in each.ratios(index)
     ]
-    return len(slower) >= 2 and all(slower)
+    return sum(len(each.blocks_ms[0]) for each in sittings) >= 2 and all(slower)
 
 
-def relative_half_width(candidate_ms: Sequence[float], baseline_ms: Sequence[float]) -> float:
-    """Half the width of the ratio's 95 % interval, as a share of the ratio."""
-    ratio, (low, high) = median_ratio(candidate_ms, baseline_ms, seed=0)
+def relative_half_width(ratios: Sequence[Sequence[float]]) -> float:
+    """Half the width of the ratio's 95 % interval, as a share of the ratio; ``ratios`` by sitting, two at least."""
+    ratio, (low, high) = sittings_ratio(ratios)
     return (high - low) / 2 / ratio
 
 
@@ -174,7 +196,7 @@ def _rounds(
     shares: list[float] = []
     repeated = 0
     start = clock()
-    while len(shares) % 2 or not shares or (clock() - start < at_least_s and len(shares) < plan.min_rounds):
+    while len(shares) % 2 or not shares or (clock() - start < at_least_s and len(shares) < plan.max_rounds):
         forward = (len(shares) % 2 == 0) != backward
         order = range(len(steps)) if forward else range(len(steps) - 1, -1, -1)
         values, share = [0.0] * len(steps), 1.0

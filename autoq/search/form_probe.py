@@ -43,7 +43,7 @@ PAYS = 0.99
 
 _EACH: dict[str, tuple[str, ...]] = {"": (), **{name: (name,) for name in FORM_NAMES}}
 
-PLAN = TimingPlan(block_s=0.01, warm_s=0.01, min_rounds=6, max_rounds=24, limit_s=0.6, half_width=0.004)
+PLAN = TimingPlan(block_s=0.01, warm_s=0.01, min_sittings=4, max_sittings=12, limit_s=0.6, half_width=0.004)
 
 Ratio = tuple[float, float, float]
 """A ratio of times, and the ends of its 95 % interval."""

@@ -43,7 +43,9 @@ from autoq.spec.hardware import Profile
 VERSION = 1
 """Part of every address in the cache: raise it when parts, design or fit change."""
 
-PLAN = TimingPlan(block_s=0.005, min_runs=3, warm_s=0.01, max_warm_s=0.1, min_rounds=4, max_rounds=4, limit_s=0.1)
+PLAN = TimingPlan(
+    block_s=0.005, min_runs=3, warm_s=0.01, max_warm_s=0.1, max_rounds=4, min_sittings=2, max_sittings=2, limit_s=0.1
+)
 
 TOGETHER = 8
 """Files that are timed in turn with each other and float32, at most: their sessions lie in memory together."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autoq.runtime.timing import Rounds, TimingPlan, clearly_above, enough, time_sitting
+from autoq.runtime.timing import Rounds, TimingPlan, clearly_above, enough, relative_half_width, time_sitting
 
 
 class Machine:
@@ -72,8 +72,9 @@ def test_a_dear_preparation_is_followed_by_more_rounds():
     machine = Machine()
     steps = [machine.step("base", 1e-3), machine.step("other", 1e-3)]  # a round takes 64 ms
     assert len(machine.time(steps, setup_s=0.0).cpu_share) == 2
-    assert len(machine.time(steps, setup_s=0.3).cpu_share) == 6
-    assert len(machine.time(steps, setup_s=30).cpu_share) == 8
+    assert len(machine.time(steps, setup_s=0.15).cpu_share) == 4
+    assert len(machine.time(steps, setup_s=30).cpu_share) == 4
+    assert len(machine.time(steps, TimingPlan(max_rounds=8), setup_s=0.3).cpu_share) == 6
 
 
 def test_a_preempted_run_leaves_its_block_as_it_was():
@@ -97,28 +98,53 @@ def test_a_round_that_lost_its_core_is_timed_again_and_not_for_ever():
     assert rounds.cpu_share == (pytest.approx(0.5), pytest.approx(0.5))
 
 
-def rounds_of(ratios) -> Rounds:
-    return Rounds(blocks_ms=(tuple(1.0 for _ in ratios), tuple(ratios)), cpu_share=tuple(1.0 for _ in ratios))
+def sitting(*ratios, base=1.0, **more) -> Rounds:
+    share = more.pop("cpu_share", tuple(1.0 for _ in ratios))
+    blocks = (tuple(base for _ in ratios), tuple(base * ratio for ratio in ratios))
+    return Rounds(blocks_ms=blocks, cpu_share=share, **more)
 
 
 def test_when_it_is_enough():
-    plan = TimingPlan(min_rounds=8, max_rounds=30, limit_s=1.0, half_width=0.01)
-    narrow, wide = [0.5, 0.501], [0.5, 0.6]
-    assert not enough(rounds_of(narrow * 3), plan, 0.5)
-    assert enough(rounds_of(narrow * 4), plan, 0.5)
-    assert not enough(rounds_of(wide * 4), plan, 0.5)
-    assert enough(rounds_of(wide * 4), plan, 1.0)
-    assert enough(rounds_of(wide * 15), plan, 0.5)
-    # a slow model: half of the rounds will do after four times the limit, fewer never
-    assert enough(rounds_of(wide * 2), plan, 4.0)
-    assert not enough(rounds_of(wide), plan, 40.0)
+    plan = TimingPlan(min_sittings=4, max_sittings=10, limit_s=1.0, half_width=0.01)
+    narrow, wide = [sitting(0.5, 0.501), sitting(0.501, 0.5)], [sitting(0.5, 0.5), sitting(0.6, 0.6)]
+    assert not enough([], plan, 0.5)
+    assert not enough([*narrow, narrow[0]], plan, 0.5)
+    assert enough(narrow * 2, plan, 0.5)
+    assert not enough(wide * 2, plan, 0.5)
+    assert enough(wide * 2, plan, 1.0)
+    assert enough(wide * 5, plan, 0.5)
+    # a slow model: three quarters of the sittings will do after twice the limit, half after four times, fewer never
+    assert not enough([*wide, wide[0]], plan, 1.9)
+    assert enough([*wide, wide[0]], plan, 2.0)
+    assert not enough(wide, plan, 3.9)
+    assert enough(wide, plan, 4.0)
+    assert not enough(wide[:1], plan, 40.0)
 
 
-def test_sittings_add_up():
-    first, second = rounds_of([0.5, 0.6]), rounds_of([0.7])
-    both = first.and_then(second)
-    assert both.blocks_ms == ((1.0, 1.0, 1.0), (0.5, 0.6, 0.7))
-    assert both.cpu_share == (1.0, 1.0, 1.0)
+def test_rounds_that_differ_within_a_sitting_narrow_no_interval():
+    """Many rounds in few sittings are few samples."""
+    one = [sitting(*[0.5] * 50), sitting(*[0.51] * 50)]
+    few = [sitting(0.5), sitting(0.51)]
+    assert relative_half_width([each.ratios(1) for each in one]) == relative_half_width(
+        [each.ratios(1) for each in few]
+    )
+
+
+@pytest.mark.parametrize(
+    ("made", "disturbed"),
+    [
+        (sitting(0.5, 0.5), False),
+        (sitting(0.5, 0.5, foreign=0.2), False),
+        (sitting(0.5, 0.5, foreign=0.3), True),
+        (sitting(0.5, 0.5, cpu_share=(1.0, 0.5)), False),
+        (sitting(0.5, 0.5, cpu_share=(0.5, 0.5)), True),
+        (sitting(0.5, 0.5, base=1.07), False),
+        (sitting(0.5, 0.5, base=1.09), True),
+        (sitting(0.55, 0.55), True),
+    ],
+)
+def test_when_a_sitting_is_disturbed(made, disturbed):
+    assert made.disturbed(TimingPlan(), (1.0, 0.5)) is disturbed
 
 
 @pytest.mark.parametrize(
@@ -132,8 +158,8 @@ def test_sittings_add_up():
     ],
 )
 def test_when_a_candidate_is_clearly_too_slow(ratios, limit, clear):
-    rounds = rounds_of(ratios)
-    assert clearly_above(rounds, limit) is clear
+    rounds = sitting(*ratios)
+    assert clearly_above([rounds], limit) is clear
     # Of several candidates, all must be.
-    assert clearly_above(Rounds(blocks_ms=(*rounds.blocks_ms, rounds.blocks_ms[1])), limit) is clear
-    assert not clearly_above(Rounds(blocks_ms=(*rounds.blocks_ms, rounds.blocks_ms[0])), 1.0)
+    assert clearly_above([Rounds(blocks_ms=(*rounds.blocks_ms, rounds.blocks_ms[1]))], limit) is clear
+    assert not clearly_above([Rounds(blocks_ms=(*rounds.blocks_ms, rounds.blocks_ms[0]))], 1.0)
