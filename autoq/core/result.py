@@ -55,9 +55,9 @@ class Latency:
 
     Where the hardware cannot run that, ``reference`` names the scheme of the uniform candidate that stands for it.
     ``ratio`` is candidate time / reference time (0.5 = twice as fast), with its 95 % interval ``ratio_ci95``
-    (:mod:`autoq.numerics.sittings`). ``blocks_ms`` keeps the raw samples: the median time per inference
-    in milliseconds of each block, and ``baseline_blocks_ms`` the reference's of the same block. ``conditions`` are
-    those it was taken under, where they are known.
+    (:mod:`autoq.numerics.sittings`); ``median_ms`` is the median run of an undisturbed block. ``blocks_ms`` keeps the
+    raw samples: the median time per inference in milliseconds of each block, and ``baseline_blocks_ms`` the reference's
+    of the same block. ``conditions`` are those it was taken under, where they are known.
     """
 
     median_ms: float

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
@@ -23,19 +21,20 @@ _TRIM = 8
 """Of that many sittings, the lowest and the highest count as much as their neighbours do."""
 
 
-def sittings_ratio(ratios: Sequence[npt.ArrayLike], *, floor: float = FLOOR) -> tuple[float, tuple[float, float]]:
+def sittings_ratio(ratios: npt.ArrayLike, *, floor: float = FLOOR) -> tuple[float, tuple[float, float]]:
     """How slow a candidate is against the baseline, and a 95 % interval.
 
-    ``ratios`` has for each sitting its rounds' candidate / baseline ``[rounds]``. A sitting's value is the median of
-    their logarithms. The ratio is the mean over sittings, trimmed by one at each end for every eight, and its interval
-    Student's with the winsorized variance (Tukey and McLaughlin 1963; Yuen 1974), and no narrower than ``floor`` says.
-    It holds for the stopping rule "sittings until the interval is narrow enough, at least four".
-    Raises ``ValueError`` on fewer than two sittings, an empty one, or a ratio not positive and finite.
+    ``ratios`` ``[sittings]``: each sitting's candidate / baseline. The ratio is the mean of their logarithms, trimmed
+    by one at each end for every eight, and its interval Student's with the winsorized variance (Tukey and McLaughlin
+    1963; Yuen 1974), and no narrower than ``floor`` says. It holds for the stopping rule "sittings until the interval
+    is narrow enough, at least four". Raises ``ValueError`` on fewer than two, or a ratio not positive and finite.
     """
-    if len(ratios) < 2:
-        raise ValueError(f"one sitting says nothing of the next: an interval needs two at least, not {len(ratios)}")
-    values = np.array([_value(sitting) for sitting in ratios])
-    values.sort()
+    values = np.asarray(ratios, np.float64)
+    if values.ndim != 1 or values.size < 2:
+        raise ValueError(f"one sitting says nothing of the next: an interval needs two at least, not {values.size}")
+    if not (np.isfinite(values) & (values > 0)).all():
+        raise ValueError(f"the ratios of sittings must be positive and finite, not {values.tolist()}")
+    values = np.sort(np.log(values))
     count, cut = len(values), len(values) // _TRIM
     kept = count - 2 * cut
     centre = float(values[cut : count - cut].mean())
@@ -43,13 +42,6 @@ def sittings_ratio(ratios: Sequence[npt.ArrayLike], *, floor: float = FLOOR) -> 
     error = float(np.sqrt(winsorized.var(ddof=1) * (count - 1) / (kept * (kept - 1))))
     half = max(_student(kept - 1) * error, 2 * floor / np.sqrt(count))
     return float(np.exp(centre)), (float(np.exp(centre - half)), float(np.exp(centre + half)))
-
-
-def _value(sitting: npt.ArrayLike) -> float:
-    rounds = np.asarray(sitting, np.float64)
-    if rounds.ndim != 1 or rounds.size == 0 or not (np.isfinite(rounds) & (rounds > 0)).all():
-        raise ValueError(f"a sitting's ratios must be a row of positive numbers, not {rounds.tolist()}")
-    return float(np.median(np.log(rounds)))
 
 
 def _student(freedom: int) -> float:

@@ -34,10 +34,10 @@ from autoq.runtime.meter_process import MeterProcess
 from autoq.runtime.timing import CLEARLY, Rounds, TimingPlan, clearly_above, enough
 from autoq.runtime.turn import measuring_turn
 
-SEARCH_PLAN = TimingPlan(block_s=0.007, warm_s=0.005, max_warm_s=0.1)
+SEARCH_PLAN = TimingPlan(block_s=0.005, warm_s=0.005, max_warm_s=0.1)
 """The plan of a trial."""
 
-FINAL_PLAN = TimingPlan(block_s=0.02, min_sittings=8, max_sittings=32, limit_s=2.5, half_width=0.005)
+FINAL_PLAN = TimingPlan(block_s=0.01, min_sittings=8, max_sittings=32, limit_s=2.5, half_width=0.005)
 """The plan for the front's last timing: longer than during the search."""
 
 _GRACE_S = 10.0  # the measuring process keeps the time limit itself; after this much more, it hangs
@@ -175,22 +175,25 @@ class Meter:
             reply = self._ask(request, left_s)
             every.append(Rounds(**reply["rounds"]))
             load_ms.append(tuple(reply["load_ms"]))
-            self._lately.append(every[-1].medians_ms[0])
-            best_ms = (min(self._lately), *(min(each.medians_ms[i] for each in every) for i in range(1, len(models))))
+            self._lately.append(every[-1].quietest_ms[0])
+            best_ms = (min(self._lately), *(min(each.quietest_ms[i] for each in every) for i in range(1, len(models))))
             calm = [each for each in every if not each.disturbed(plan, best_ms)]
-            spent_s = time.monotonic() - start
-            # Where most are disturbed, waiting for calm ones would take for ever: then all count, and are marked.
-            hopeless = len(every) - len(calm) > plan.min_sittings or spent_s >= plan.limit_s * len(candidates)
-            kept = calm if not hopeless or 2 * len(calm) > len(every) else every
+            spent_s, lost = time.monotonic() - start, len(every) - len(calm)
+            # Where most are disturbed, waiting for calm ones would take for ever: others count then, and it is marked.
+            late = spent_s >= plan.limit_s * len(candidates) or lost > max(2 * plan.min_sittings, len(calm))
+            kept = calm
+            if late and 4 * len(calm) < 3 * plan.min_sittings:
+                kept = [each for each in every if not each.slowed(plan, best_ms)]
+                kept = kept if 4 * len(kept) >= 3 * plan.min_sittings else every
             # One candidate beside float32, which nobody may care for: its first sitting can tell.
             if enough(kept, plan, spent_s) or (math.isfinite(idle_above) and clearly_above(every, idle_above)):
                 break
         kept = kept or every
         foreign = [each.foreign for each in kept if each.foreign is not None]
         conditions = Conditions(
-            disturbed=not alone or (kept is every and 4 * len(calm) < 3 * len(every)),
+            disturbed=not alone or 2 * len(calm) < len(kept),
             foreign_load=statistics.mean(foreign) if foreign else None,
-            slowdown=statistics.median(each.medians_ms[0] for each in kept) / best_ms[0],
+            slowdown=statistics.median(each.quietest_ms[0] for each in kept) / best_ms[0],
             load_average=host.load_average,
             mhz=host.mhz,
             governor=host.governor,
@@ -202,20 +205,20 @@ class Meter:
         return _Sittings(kept=tuple(kept), conditions=conditions, load_ms=tuple(load_ms), repeated_rounds=repeated)
 
     def _latency(self, found: _Sittings, index: int) -> Latency:
-        ratios = [each.ratios(index) for each in found.kept]
+        ratios = [each.ratio(index) for each in found.kept]
         if len(ratios) > 1:
             ratio, (low, high) = sittings_ratio(ratios)
         else:  # one sitting knows nothing of others
-            ratio = statistics.median(ratios[0])
-            low, high = min(ratios[0]) / (1 + CLEARLY), max(ratios[0]) * (1 + CLEARLY)
-        blocks_ms = tuple(block for each in found.kept for block in each.blocks_ms[index])
+            (ratio,) = ratios
+            rounds = found.kept[0].ratios(index)
+            low, high = min(*rounds, ratio) / (1 + CLEARLY), max(*rounds, ratio) * (1 + CLEARLY)
         return Latency(
-            median_ms=statistics.median(blocks_ms),
+            median_ms=statistics.median(each.quietest_ms[index] for each in found.kept),
             ratio=ratio,
             ratio_ci95=(low, high),
             batch=self.batch,
             threads=self.threads,
-            blocks_ms=blocks_ms,
+            blocks_ms=tuple(block for each in found.kept for block in each.blocks_ms[index]),
             baseline_blocks_ms=tuple(block for each in found.kept for block in each.blocks_ms[0]),
             reference=self._reference_name,
             conditions=found.conditions,

@@ -1,15 +1,15 @@
 """Timing several models in turn, in warm blocks: the method, apart from any runtime and process.
 
-One *round* times one block of every model; the first model is the float32 baseline, and a candidate's ratio is
-taken within each round, so that what slows the machine for longer than a round slows both. Rounds run forward
+One *round* times one short block of every model; the first model is the float32 baseline. Rounds run forward
 and backward in turn (ABBA), so that a linear drift cancels. The first runs of a block refill the caches that the
 model before it emptied, and are not counted. A block's value is the median of its runs: a preempted run then leaves it
 as it was, where a mean moves.
 
-A *sitting* is a fresh process with freshly opened sessions, and a few rounds. Where a session's memory happens to lie
-moves its speed by about half a percent for as long as it lives, which no number of rounds in one process
-shows; so sittings are what is counted, and a sitting under foreign load is made again.
-``docs/measurement.md`` has the figures behind each choice.
+A *sitting* is a fresh process with freshly opened sessions, and a few rounds; of each model its quietest block counts,
+since other work, within this machine or on the same hardware beside a virtual one, only ever adds, and comes
+and goes. Where a session's memory happens to lie moves its speed by about half a percent for as long as it lives,
+which no number of rounds in one process shows; so sittings are what is counted, and one under foreign load is made
+again. ``docs/measurement.md`` has the figures behind each choice.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class TimingPlan:
     block_s: float = 0.03
     min_runs: int = 5
     discard: int = 2
-    max_rounds: int = 4
+    max_rounds: int = 6
     min_sittings: int = 4
     max_sittings: int = 16
     limit_s: float = 1.2
     half_width: float = 0.01
     min_cpu_share: float = 0.9
     max_foreign: float = 0.25
-    max_slowdown: float = 1.08
+    max_slowdown: float = 1.05
     warm_s: float = 0.02
     warm_runs: int = 10
     max_warm_s: float = 0.5
@@ -79,18 +79,23 @@ class Rounds:
         return tuple(own / base for own, base in zip(self.blocks_ms[index], self.blocks_ms[0], strict=True))
 
     @property
-    def medians_ms(self) -> tuple[float, ...]:
-        """Each model's median."""
-        return tuple(map(statistics.median, self.blocks_ms))
+    def quietest_ms(self) -> tuple[float, ...]:
+        """Each model's median run in the block that other work delayed least: what the sitting counts as."""
+        return tuple(map(min, self.blocks_ms))
+
+    def ratio(self, index: int) -> float:
+        """Model ``index`` over the baseline."""
+        return self.quietest_ms[index] / self.quietest_ms[0]
+
+    def slowed(self, plan: TimingPlan, best_ms: Sequence[float]) -> bool:
+        """Whether other work delayed a model throughout; ``best_ms`` are the least of :attr:`quietest_ms` of all."""
+        return any(own > plan.max_slowdown * best for own, best in zip(self.quietest_ms, best_ms, strict=True))
 
     def disturbed(self, plan: TimingPlan, best_ms: Sequence[float]) -> bool:
-        """Whether this sitting should not count; ``best_ms`` is each model's median in the best of all."""
+        """Whether this sitting should not count, where others are left."""
         lost = sum(share < plan.min_cpu_share for share in self.cpu_share)
-        return (
-            2 * lost > len(self.cpu_share)
-            or (self.foreign is not None and self.foreign > plan.max_foreign)
-            or any(own > plan.max_slowdown * best for own, best in zip(self.medians_ms, best_ms, strict=True))
-        )
+        beside_others = self.foreign is not None and self.foreign > plan.max_foreign
+        return 2 * lost > len(self.cpu_share) or beside_others or self.slowed(plan, best_ms)
 
 
 def time_sitting(
@@ -132,9 +137,7 @@ def enough(sittings: Sequence[Rounds], plan: TimingPlan, spent_s: float) -> bool
         )
     if count >= plan.max_sittings or spent_s >= limit_s:
         return True
-    return all(
-        relative_half_width([each.ratios(index) for each in sittings]) <= plan.half_width for index in candidates
-    )
+    return all(relative_half_width([each.ratio(index) for each in sittings]) <= plan.half_width for index in candidates)
 
 
 def clearly_above(sittings: Sequence[Rounds], ratio: float) -> bool:
@@ -151,8 +154,8 @@ def clearly_above(sittings: Sequence[Rounds], ratio: float) -> bool:
     return sum(len(each.blocks_ms[0]) for each in sittings) >= 2 and all(slower)
 
 
-def relative_half_width(ratios: Sequence[Sequence[float]]) -> float:
-    """Half the width of the ratio's 95 % interval, as a share of the ratio; ``ratios`` by sitting, two at least."""
+def relative_half_width(ratios: Sequence[float]) -> float:
+    """Half the width of the 95 % interval of sittings' ratios, as a share of the ratio; two at least."""
     ratio, (low, high) = sittings_ratio(ratios)
     return (high - low) / 2 / ratio
 
