@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from autoq.core.proxy import ProxyTruth
-from autoq.core.result import Estimate, Front, Trial
+from autoq.core.result import Conditions, Estimate, Front, Latency, Trial
 from autoq.record.choice_summary import ties_text
 from autoq.record.evidence_plots import most_important, proxies_div, rank_text
 from autoq.record.figures import uses_final
@@ -268,13 +268,32 @@ def _measurement(front: Front) -> str:
         )
     elif latency is not None:
         facts["speed"] = (
-            f"the time of {latency.reference} over the model's, measured alone in warm blocks in turn with it: the "
-            "median over blocks, with its 95 % bootstrap interval"
+            f"the time of {latency.reference} over the model's, measured alone in warm blocks in turn with it, in "
+            "several sittings, each in a fresh process, with its 95 % interval; disturbed: other work ran beside it"
         )
         facts["batch"], facts["threads"] = latency.batch, latency.threads
+        facts |= _conditions([each.conditions for each in timed if isinstance(each, Latency) and each.conditions])
     facts["drop"] = "what the metric loses against float32 on the same rows; positive is worse; 95 % bootstrap interval"
     facts["size"] = "of the file; KB and MB are thousands and millions of bytes"
     return _pairs(facts)
+
+
+def _conditions(found: Sequence[Conditions]) -> dict[str, object]:
+    """What the machine was like while the front was timed."""
+    if not found:
+        return {}
+    facts: dict[str, object] = {"cores": ", ".join(map(str, found[-1].cpus)) or "any"}
+    loads = [each.load_average for each in found if each.load_average is not None]
+    foreign = [each.foreign_load for each in found if each.foreign_load is not None]
+    clocks = [each.mhz for each in found if each.mhz is not None]
+    if loads:
+        facts["load average"] = f"{min(loads):.2f} to {max(loads):.2f}"
+    if foreign:
+        facts["other cores at other work"] = f"{min(foreign):.0%} to {max(foreign):.0%}"
+    if clocks:
+        governor = f", governor {found[-1].governor}" if found[-1].governor else ""
+        facts["clock"] = f"{min(clocks):,.0f} to {max(clocks):,.0f} MHz{governor}"
+    return facts
 
 
 def _pairs(table: Mapping[str, object]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-from autoq.core.result import FLOAT32_NAME, Estimate, Front, FrontPoint, Latency
+from autoq.core.result import FLOAT32_NAME, Conditions, Estimate, Front, FrontPoint, Latency
 from autoq.record.json_reader import Node
 
 Speed = Latency | Estimate
@@ -60,7 +61,28 @@ def latency_document(latency: Speed) -> dict[str, Any]:
         "batch": latency.batch,
         "threads": latency.threads,
         **({} if against_float32 else {"reference": latency.reference}),
+        **({} if latency.conditions is None else {"conditions": _told(latency.conditions)}),
     }
+
+
+def _told(conditions: Conditions) -> dict[str, Any]:
+    """What is known of them."""
+    known = {name: value for name, value in dataclasses.asdict(conditions).items() if value is not None}
+    return {**known, "cpus": list(conditions.cpus)}
+
+
+def _conditions(node: Node) -> Conditions:
+    given = dict(node.fields())
+    numbers = {name: given[name].number() for name in ("foreign_load", "load_average", "mhz") if name in given}
+    return Conditions(
+        disturbed=node.get("disturbed").flag(),
+        slowdown=node.get("slowdown").number(),
+        governor=given["governor"].text() if "governor" in given else None,
+        cpus=tuple(each.integer() for each in node.get("cpus").items()),
+        sittings=node.get("sittings").integer(),
+        left_out=node.get("left_out").integer(),
+        **numbers,
+    )
 
 
 def read_latency(node: Node) -> Speed:
@@ -83,6 +105,7 @@ def read_latency(node: Node) -> Speed:
             batch=node.get("batch").integer(),
             threads=node.get("threads").integer(),
             reference=reference,
+            conditions=_conditions(given["conditions"]) if "conditions" in given else None,
         )
     except ValueError as error:
         node.fail(str(error))

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from autoq.core.policy import Policy
-from autoq.core.result import FormGain, Front, FrontPoint
+from autoq.core.result import FormGain, Front, FrontPoint, Latency
 from autoq.record.choice import select
 from autoq.record.figures import drop_of, metric_of, uses_final
 from autoq.record.noise import nothing_ranked
@@ -20,7 +20,8 @@ class FrontRow:
     ``metric`` is the final split's where ``on_final``, ``drop`` its loss against float32 (positive is worse).
     ``speedup`` is the time of the latencies' reference, float32 unless the hardware cannot run it, over this one's (2 =
     twice as fast); with no interval it is an estimate. ``size_ratio`` is against float32, ``size_kb``
-    and ``peak_memory_mb`` are thousands and millions of bytes. ``marks`` has what the point is chosen for.
+    and ``peak_memory_mb`` are thousands and millions of bytes. ``marks`` has what the point is chosen
+    for, and ``disturbed`` where it was timed beside other work.
     """
 
     id: str
@@ -170,7 +171,7 @@ def _row(front: Front, point: FrontPoint, marks: tuple[str, ...]) -> FrontRow:
     final = uses_final(front)
     return FrontRow(
         id=point.id,
-        marks=marks,
+        marks=(*marks, *(["disturbed"] if isinstance(latency, Latency) and latency.disturbed else [])),
         on_final=final,
         metric=metric_of(front, point),
         metric_ci95=point.metric.final_ci95 if final else None,

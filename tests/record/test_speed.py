@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autoq.core.result import Estimate, Front, FrontPoint, Trial
+from autoq.core.result import Conditions, Estimate, Front, FrontPoint, Trial
 from autoq.errors import RunError
 from autoq.record.front import front_json, read_front, write_front
 from autoq.record.json_reader import Node
@@ -41,10 +41,19 @@ def estimated(front: Front) -> Front:
 
 
 MEASURED = make_latency(0.5)
+BUSY = Conditions(disturbed=True, foreign_load=0.9, slowdown=1.2, load_average=2.0, cpus=(1,), sittings=8, left_out=3)
 
 
 @pytest.mark.parametrize(
-    "latency", [MEASURED, dataclasses.replace(MEASURED, reference="w8a8"), VELA], ids=["float32", "w8a8", "estimate"]
+    "latency",
+    [
+        MEASURED,
+        dataclasses.replace(MEASURED, reference="w8a8"),
+        dataclasses.replace(MEASURED, conditions=BUSY),
+        dataclasses.replace(MEASURED, conditions=dataclasses.replace(BUSY, mhz=2600.0, governor="powersave")),
+        VELA,
+    ],
+    ids=["float32", "w8a8", "disturbed", "clock", "estimate"],
 )
 def test_json_gives_back_what_it_was_given(latency) -> None:
     document = latency_document(latency)
@@ -124,3 +133,13 @@ def test_fields_of_tracking_and_the_log(trials: list[Trial], tmp_path: Path) -> 
         log.append(each)
         assert log.read() == [each]
         assert b"ratio_to_float32" not in log.path.read_bytes()
+
+
+def test_a_point_timed_beside_other_work_says_so(front: Front) -> None:
+    assert not any("disturbed" in row.marks for row in front_table(front))
+    first = front.points[0]
+    busy = dataclasses.replace(first, latency=dataclasses.replace(make_latency(0.5), conditions=BUSY))
+    shown = dataclasses.replace(front, points=(busy, *front.points[1:]))
+    assert [row.id for row in front_table(shown) if "disturbed" in row.marks] == [first.id]
+    page = report_html(shown, [], {})
+    assert "disturbed</b>" in page and "90% to 90%" in page and "2.00 to 2.00" in page
