@@ -2,8 +2,8 @@
 
     python benchmarks/meter_ranking.py [--repeats 200] [--pairs 100] [--loaded-pairs 0] [--minutes 7] [--bench DIR]
 
-The search's own plan, on ResNet-20 at batch 1 and one thread. "loaded" is beside processes that keep every other core busy
-(matrix products and sorting, in turn); they are started here.
+The search's own plan, on ResNet-20 at batch 1 and one thread. "loaded" is beside processes that keep every other core
+busy (matrix products and sorting, in turn); they are started here.
 
 - **A/A**: the file against itself. "outside": 1 lies outside the 95 % interval of the ratio. "different": it does, and
   the ratio is more than 1 % from 1, which is when autoq calls two files different (autoq/record/noise.py). Both are
@@ -234,10 +234,8 @@ def main() -> None:
             right = found[name]["right"]
             text = f"{name}, {result['truth'][name] - 1:.1%} apart: ranked right"
             print(shown(where, text, right, "at least 95 %", right["share"] >= 0.95))
-    heads = (
-        f"{'spread':>7s} {'half':>7s} {'sittings':>8s} {'left out':>8s} {'marked':>7s} {'foreign':>8s} {'s each':>7s}"
-    )
-    print(f"\n{'':17s} {heads}")
+    heads = f"{'spread':>7s} {'half':>7s} {'sittings':>8s} {'left out':>8s} {'marked':>7s}"
+    print(f"\n{'':17s} {heads} {'foreign':>8s} {'s each':>7s}")
     for where, found in answers.items():
         for name, each in found.items():
             foreign = "-" if each["foreign"] is None else f"{each['foreign']:.0%}"
