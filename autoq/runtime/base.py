@@ -20,6 +20,7 @@ from autoq.spec.checking import nearest
 # name -> "module:class". Text, so that naming a runtime does not import its library.
 RUNTIMES: dict[str, str] = {
     "onnxruntime": "autoq.runtime.ort:OnnxRuntime",
+    "torch": "autoq.model.torch_runtime:TorchRuntime",
     "tensorrt": "autoq.runtime.tensorrt:TensorRt",
     "openvino": "autoq.runtime.openvino:OpenVino",
 }

@@ -27,7 +27,12 @@ CLEARLY = 0.1
 """By how much the rounds of one sitting must agree that a candidate is slower than it may be."""
 
 Step = Callable[[], object]
+"""One run. What it returns is of no interest, unless it is a :class:`DeviceTime`."""
 Clock = Callable[[], float]
+
+
+class DeviceTime(float):
+    """What a device's own clock says that a run took, in seconds; it then counts in place of the time that passed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +165,13 @@ def relative_half_width(ratios: Sequence[float]) -> float:
     return (high - low) / 2 / ratio
 
 
+def _seconds(step: Step, clock: Clock) -> float:
+    start = clock()
+    result = step()
+    passed = clock() - start
+    return float(result) if isinstance(result, DeviceTime) else passed
+
+
 def _warm_up(step: Step, plan: TimingPlan, clock: Clock) -> float:
     """Run until two runs of ``warm_runs`` in a row agree within 2 %; seconds per run, from the last of them."""
     start = clock()
@@ -168,9 +180,7 @@ def _warm_up(step: Step, plan: TimingPlan, clock: Clock) -> float:
         times: list[float] = []
         chunk_start = clock()
         while len(times) < plan.warm_runs and (clock() - chunk_start < plan.warm_s or len(times) < 2):
-            run_start = clock()
-            step()
-            times.append(clock() - run_start)
+            times.append(_seconds(step, clock))
         now, spent = statistics.median(times), clock() - start
         steady = abs(now - before) <= 0.02 * now
         if spent >= plan.max_warm_s or (steady and spent >= plan.warm_s):
@@ -222,8 +232,6 @@ def _block(step: Step, discard: int, counted: int, clock: Clock, cpu_clock: Cloc
     times = []
     cpu_start, wall_start = cpu_clock(), clock()
     for _ in range(counted):
-        run_start = clock()
-        step()
-        times.append(clock() - run_start)
+        times.append(_seconds(step, clock))
     wall, cpu = clock() - wall_start, cpu_clock() - cpu_start
     return 1e3 * max(statistics.median(times), 1e-9), min(1.0, cpu / wall) if wall > 0 else 1.0
