@@ -25,12 +25,13 @@ from autoq.model.torch_quantized import QUANTIZED, Built
 from autoq.model.torch_spatial import Kernel, Tensor, Unsupported
 
 # Operands that are numbers to the operator, not values to compute with: they stay on the CPU, where reading them waits
-# for no GPU.
+# for no GPU. (A CUDA graph could not be captured otherwise.)
 _NUMBERS: dict[str, tuple[int, ...]] = {
     "ConstantOfShape": (0,),
     "CumSum": (1,),
     "Expand": (1,),
     "Pad": (1, 2, 3),
+    "Pow": (1,),
     "Range": (0, 1, 2),
     "Reshape": (1,),
     "Resize": (1, 2, 3),
@@ -40,6 +41,7 @@ _NUMBERS: dict[str, tuple[int, ...]] = {
     "Tile": (1,),
     "Trilu": (1,),
     "Unsqueeze": (1,),
+    **{f"Reduce{name}": (1,) for name in ("L2", "Max", "Mean", "Min", "Sum", "SumSquare")},
 }
 
 _VIEWED: dict[Any, tuple[Any, torch.dtype]] = {
@@ -191,13 +193,14 @@ class _Planner:
             self.known[name] = value
 
     def _run(self, node: onnx.NodeProto, kernel: Kernel, names: Sequence[str]) -> None:
-        numbers = _NUMBERS.get(node.op_type, ()) if node.output[0] not in self.found else ()
+        numbers = _NUMBERS.get(node.op_type, ())
         operands: list[str | Tensor | None] = []
         for index, name in enumerate(names):
             if not name:
                 operands.append(None)
             elif name in self.known:
-                operands.append(self.known[name] if index in numbers else self._on_device(name))
+                is_number = index in numbers and (node.op_type != "Pow" or self.known[name].numel() == 1)
+                operands.append(self.known[name] if is_number else self._on_device(name))
             else:
                 operands.append(name)
         results = kernel(*[self.values[each] if isinstance(each, str) else each for each in operands])
