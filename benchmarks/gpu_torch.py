@@ -105,7 +105,7 @@ def measured(runtime: TorchRuntime, models: Mapping[str, bytes], x: np.ndarray, 
             session = runtime.open(model)
             memory = runtime.peak_growth_bytes(lambda session=session: runtime.step(session, {"x": x})())
             steps = [runtime.step(base, {"x": x}), runtime.step(session, {"x": x})]
-            blocks = time_sitting(steps, plan).blocks_ms
+            blocks = time_sitting(steps, plan, setup_s=2.0).blocks_ms  # long enough for all of the plan's rounds
         except AutoqError as error:
             found[name] = {"problem": str(error)}
             continue
@@ -136,7 +136,7 @@ def main() -> None:
     if problem := device_problem(given.device):
         sys.exit(f"nothing measured: {problem}")
     runtime = TorchRuntime(device=given.device, mode=given.mode)
-    plan = TimingPlan(block_s=0.002, min_rounds=2) if given.quick else TimingPlan(min_rounds=12)
+    plan = TimingPlan(block_s=0.002, max_rounds=2) if given.quick else TimingPlan(max_rounds=12)
     shapes, rows, batches = (SHAPES[:1], (64,), (1,)) if given.quick else (SHAPES, ROWS, BATCHES)
     rng, result = np.random.default_rng(1), {"machine": machine(), "device": given.device, "mode": given.mode}
     result["torch"] = torch.__version__

@@ -175,10 +175,9 @@ class Server:
             for _ in range(request["runs"]):
                 step()
 
-        taken = getattr(
-            self._runtime, "peak_growth_bytes", peak_growth_bytes
-        )  # of the device's memory, where it has its own
-        return {"peak_bytes": taken(load_and_run)}
+        # A device with memory of its own has its own peak.
+        peak = getattr(self._runtime, "peak_growth_bytes", peak_growth_bytes)
+        return {"peak_bytes": peak(load_and_run)}
 
     def _next(self) -> dict[str, Any] | None:
         with selectors.DefaultSelector() as selector:

@@ -198,7 +198,7 @@ def test_the_meter_times_it(tmp_path: Path, subject: Lowered) -> None:
     paths = [tmp_path / f"{name}.onnx" for name in ("float32", "w8")]
     for path, scheme in zip(paths, ("float32", "w8a8@minmax"), strict=True):
         path.write_bytes(subject.build(scheme))
-    plan = TimingPlan(block_s=0.002, min_runs=2, discard=1, min_rounds=2, max_rounds=4, limit_s=0.2, warm_s=0.002)
+    plan = TimingPlan(block_s=0.002, max_rounds=2, min_sittings=2, limit_s=0.01, warm_s=0.002)
     feeds = {"x": subject.feeds["x"][:1]}
     with Meter(paths[0], feeds, runtime="torch", runtime_options={"device": "cpu"}, plan=plan) as meter:
         found = meter.measure(paths[1])

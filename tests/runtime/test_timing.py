@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autoq.runtime.timing import Rounds, TimingPlan, clearly_above, enough, time_sitting
+from autoq.runtime.timing import DeviceTime, Rounds, TimingPlan, clearly_above, enough, time_sitting
 
 
 class Machine:
@@ -161,3 +161,15 @@ def test_when_a_candidate_is_clearly_too_slow(ratios, limit, clear):
     # Of several candidates, all must be.
     assert clearly_above([Rounds(blocks_ms=(*rounds.blocks_ms, rounds.blocks_ms[1]))], limit) is clear
     assert not clearly_above([Rounds(blocks_ms=(*rounds.blocks_ms, rounds.blocks_ms[0]))], 1.0)
+
+
+def test_a_devices_own_clock_counts_in_place_of_the_time_that_passed():
+    machine = Machine()
+    plain, other = machine.step("base", 2e-3), machine.step("device", 5e-3)
+
+    def on_device():
+        other()
+        return DeviceTime(0.5e-3)
+
+    rounds = machine.time([plain, on_device])
+    assert rounds.quietest_ms == (pytest.approx(2.0), pytest.approx(0.5))
