@@ -149,6 +149,7 @@ class Setting:
             CORRECTION_VERSION,
             self.padding_mask,
             self.profile.lowering.accuracy_level,
+            *(["integer products"] if self.profile.lowering.integer_products else []),
         ]
 
 
@@ -436,6 +437,7 @@ def groundwork_of(setting: Setting, *, step: Callable[[str], None] = lambda text
         cache_dir=default_cache_dir(),
         padding_mask=setting.padding_mask,
         accuracy_level=setting.profile.lowering.accuracy_level,
+        integer_products=setting.profile.lowering.integer_products,
         forms=setting.forms,
         step=step,
     )
@@ -504,7 +506,7 @@ def _record(folder: RunFolder, setting: Setting, recorded: Mapping[str, Any]) ->
         "job": job.to_dict(),
         "base_dir": str(job.base_dir),
         "model_sha256": setting.model.sha256,
-        "layers": _layer_records(setting.model, setting.forms),
+        "layers": _layer_records(setting.model, setting.forms, setting.profile.lowering.integer_products),
         "profile": setting.profile.name,
         "runtime": {"name": setting.profile.runtime.name, "options": setting.profile.runtime.arguments},
         "forms": recorded.get("forms") or [dataclasses.asdict(figure) for figure in setting.form_figures],
@@ -513,9 +515,9 @@ def _record(folder: RunFolder, setting: Setting, recorded: Mapping[str, Any]) ->
     }
 
 
-def _layer_records(model: SourceModel, forms: tuple[str, ...]) -> list[dict[str, Any]]:
+def _layer_records(model: SourceModel, forms: tuple[str, ...], integer_products: bool) -> list[dict[str, Any]]:
     graph = formed(model.graph, forms)
-    placer = Placer(graph, model.layers)
+    placer = Placer(graph, model.layers, integer_products)
     return [
         layer_record(layer, tuple(dict.fromkeys([layer.output, placer.stored(graph.nodes[layer.node])])))
         for layer in model.layers
@@ -747,7 +749,7 @@ def _latency(
         if limit_s:
             settings, machine, versions = setting.profile.latency_with(job.latency), describe(), software_versions()
             identity = {
-                "built from": [setting.model.identity, setting.forms, setting.profile.lowering.accuracy_level],
+                "built from": [setting.model.identity, setting.forms, setting.profile.lowering.to_dict()],
                 "schemes": {entry.layer.name: list(map(str, entry.schemes)) for entry in setting.candidates},
                 "shapes": {name: list(array.shape) for name, array in _feeds(setting).items()},
                 "runtime": [setting.profile.to_dict()["runtime"], settings.threads],
@@ -777,7 +779,8 @@ def _latency(
     if isinstance(kept, str):
         return None, (kept,)
     events.step(str(kept.check))
-    model = LatencyModel(table=kept, parts=Parts(lowering.formed, lowering.layers, lowering.placer))
+    parts = Parts(lowering.formed, lowering.layers, lowering.placer, setting.profile.lowering.packed_weights)
+    model = LatencyModel(table=kept, parts=parts)
     return model if kept.check.good else None, (str(kept.check),)
 
 
@@ -824,6 +827,7 @@ def _workload(setting: Setting, lowering: Lowering, steps: Steps | None = None) 
         base_dir=str(setting.job.base_dir),
         batch=setting.job.data.batch,
         accuracy_level=lowering.accuracy_level,
+        integer_products=lowering.integer_products,
         forms=setting.forms,
         steps=steps,
         runtime=setting.profile.runtime.name,

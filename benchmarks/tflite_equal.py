@@ -34,7 +34,7 @@ from autoq.model.prepare import prepare
 from autoq.model.tflite import to_tflite
 from autoq.runtime.litert import LiteRt
 from autoq.runtime.ort import open_session, run_batches
-from autoq.runtime.vela import NPUS, estimate
+from autoq.runtime.vela_compile import NPUS, estimate
 from autoq.search.candidates import Candidates, activation_specs, weight_specs
 
 SCHEMES = {bits: Scheme.parse(f"w{bits}a8{'' if bits == 8 else '-gptq'}@minmax") for bits in (8, 4, 2)}

@@ -33,7 +33,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
 
 # A heavy library has one home, so that one file changes with it and `autoq --help` need not wait for it.
 HOMES = {
-    "ai_edge_litert": {"model/tflite_file.py", "runtime/litert.py", "runtime/vela.py"},
+    "ai_edge_litert": {"model/tflite_file.py", "runtime/litert.py", "runtime/vela_compile.py"},
     "optuna": {"search/history.py", "search/proposer.py", "search/sampler.py", "search/study_record.py"},
     "ray": {"search/ray_executor.py"},
     "mlflow": {"record/tracking.py"},

@@ -37,12 +37,13 @@ class Part(NamedTuple):
     like: str
 
 
-def latency_class(layer: Layer, scheme: Scheme) -> str:
+def latency_class(layer: Layer, scheme: Scheme, *, packed: bool = False) -> str:
     """What ``layer`` runs in under ``scheme``; schemes of one class differ in values and in bytes on disk alone.
 
     Rounding, calibration and corrections change values. Weights of 7, 4 and 2 bits and codebooks are widened to int8
     when the session loads; those of layers with float activations to float32. Look-ups convert the rows that they take
-    at run time, and weights in blocks are read as they are packed.
+    at run time, and weights in blocks are read as they are packed. Where all are (``packed``), bits and codebooks of
+    integer layers make classes, too.
     """
     weight, activation = scheme.weight, scheme.activation
     if weight is None:
@@ -57,16 +58,23 @@ def latency_class(layer: Layer, scheme: Scheme) -> str:
         return FLOAT
     if activation.dynamic:
         return "int8@dynamic"
-    return "int8-s8" if activation.signed else "int8"
+    signed = "int8-s8" if activation.signed else "int8"
+    if packed:
+        return f"{signed}-w{weight.bits}" + ("-kmeans" if weight.rounding == "kmeans" else "")
+    return signed
 
 
 @dataclass(slots=True)
 class Parts:
-    """Tells the parts of canonical policies over one graph (:attr:`autoq.model.lower.Lowering.formed`)."""
+    """Tells the parts of canonical policies over one graph (:attr:`autoq.model.lower.Lowering.formed`).
+
+    ``packed`` is as in :func:`latency_class`.
+    """
 
     graph: Graph
     layers: tuple[Layer, ...]
     placer: Placer
+    packed: bool = False
     _float_reads: dict[str, list[str]] = field(init=False)
     _carries: dict[str, list[str]] = field(init=False)
     _like: dict[str, str] = field(init=False)
@@ -96,7 +104,7 @@ class Parts:
 
         for layer in self.layers:
             scheme = schemes[layer.name]
-            if (form := latency_class(layer, scheme)) != FLOAT:
+            if (form := latency_class(layer, scheme, packed=self.packed)) != FLOAT:
                 add("layer", layer.name, form, self._like[layer.name])
             if scheme.activation is not None and scheme.activation.dynamic:
                 add("range", layer.input, "", self._shape(layer.input))

@@ -20,6 +20,7 @@ ONNX = ".onnx"
 
 # suffix -> "module:function" from a serialized ONNX candidate to the file's bytes; ONNX itself is written already.
 WRITERS: dict[str, str] = {
+    ".tflite": "autoq.model.tflite:to_tflite",
     ".tensorrt.onnx": "autoq.model.tensorrt:to_tensorrt",
 }
 

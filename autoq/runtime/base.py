@@ -23,6 +23,7 @@ RUNTIMES: dict[str, str] = {
     "torch": "autoq.model.torch_runtime:TorchRuntime",
     "tensorrt": "autoq.runtime.tensorrt:TensorRt",
     "openvino": "autoq.runtime.openvino:OpenVino",
+    "litert": "autoq.runtime.litert:LiteRt",
 }
 
 

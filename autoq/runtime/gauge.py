@@ -27,6 +27,7 @@ METER = "meter"
 GAUGES: dict[str, str] = {
     METER: "autoq.runtime.meter:Meter",
     "roofline": "autoq.model.roofline:Roofline",
+    "vela": "autoq.runtime.vela:Vela",
 }
 
 

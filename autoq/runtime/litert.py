@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from autoq.errors import ProfileError, TrialError
+from autoq.errors import TrialError
 from autoq.runtime.base import InputSpec
 from autoq.runtime.ort import joined
 
@@ -67,15 +67,19 @@ class LiteRt:
     """The :class:`~autoq.runtime.base.Runtime` of LiteRT, with XNNPACK as it ships."""
 
     name = "litert"
+    suffix = ".tflite"
+
+    def __init__(self) -> None:
+        """Raises ``ImportError`` where LiteRT is not installed."""
+        self._interpreter = _interpreter()
 
     def open(self, model: bytes | Path, *, threads: int = 1) -> Session:
         """A session; raises :class:`TrialError` (``load``) for a file that LiteRT rejects."""
-        interpreter_of = _interpreter()
         data = model if isinstance(model, bytes) else model.read_bytes()
         if data[4:8] != b"TFL3":  # LiteRT itself does not check
             raise TrialError("load", "LiteRT rejects the model: it is no TFLite file")
         try:
-            interpreter = interpreter_of(model_content=data, num_threads=threads)
+            interpreter = self._interpreter(model_content=data, num_threads=threads)
             interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
             raise TrialError("load", f"LiteRT rejects the model: {_message(error)}") from error
@@ -139,10 +143,8 @@ class LiteRt:
 
 
 def _interpreter() -> Any:
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError as error:
-        raise ProfileError(f"LiteRT is not installed ({error}); install it: pip install 'autoq[npu]'") from error
+    from ai_edge_litert.interpreter import Interpreter
+
     return Interpreter
 
 

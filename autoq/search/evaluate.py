@@ -47,6 +47,7 @@ class Workload:
     base_dir: str
     batch: int
     accuracy_level: int = 4
+    integer_products: bool = False
     threads: int = 1
     forms: tuple[str, ...] = ()
     steps: Steps | None = None
@@ -96,6 +97,7 @@ class Evaluator:
             smoothing=workload.smoothing,
             accuracy_level=workload.accuracy_level,
             forms=workload.forms,
+            integer_products=workload.integer_products,
         )
         self.target = Target.load(workload.runtime, workload.runtime_options)
         self.metric = Metric.from_spec(workload.metric, Path(workload.base_dir))

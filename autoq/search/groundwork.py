@@ -47,18 +47,19 @@ def lay_groundwork(
     cache_dir: Path | None,
     padding_mask: str | None = None,
     accuracy_level: int = 4,
+    integer_products: bool = False,
     forms: tuple[str, ...] = (),
     step: Callable[[str], None] = lambda text: None,
 ) -> Lowering:
     """A :class:`Lowering` that can build every policy over the candidates ``found``, in the given forms.
 
-    ``accuracy_level`` is the profile's (:class:`autoq.spec.hardware.LoweringChoice`).
+    ``accuracy_level`` and ``integer_products`` are the profile's (:class:`autoq.spec.hardware.LoweringChoice`).
 
     Raises :class:`autoq.errors.DataError` and :class:`autoq.errors.ModelError` for data and weights that cannot be
     calibrated or quantized.
     """
     specs = activation_specs(found)
-    tensors = Placer(formed(model.graph, forms), model.layers).tensors_to_calibrate()
+    tensors = Placer(formed(model.graph, forms), model.layers, integer_products).tensors_to_calibrate()
     masked = f":without padding of {padding_mask}" if padding_mask else ""
     calibration_id = f"{model.identity}:{calibration.fingerprint}{masked}"
     bank = Bank(model.graph, calibration_id=calibration_id, cache_dir=cache_dir)
@@ -124,6 +125,7 @@ def lay_groundwork(
         smoothing=smoothing,
         accuracy_level=accuracy_level,
         forms=forms,
+        integer_products=integer_products,
     )
 
 

@@ -127,30 +127,32 @@ class LatencyModel:
         designed policies. Each is at least 0.
         """
         entries = [entry for entry in found if entry.layer.tied_to is None]
-        columns = list(dict.fromkeys((e.layer.name, latency_class(e.layer, s)) for e in entries for s in e.schemes))
+        packed = self.parts.packed
+        columns = list(dict.fromkeys((e.layer.name, each) for e in entries for _, each in _classes(e, packed)))
         index = {column: number for number, column in enumerate(columns)}
-        chosen = list(islice(design(found, seed=1), min(100 + 2 * len(columns), _MOST_TOLD)))
+        chosen = list(islice(design(found, seed=1, packed=packed), min(100 + 2 * len(columns), _MOST_TOLD)))
         present = np.zeros((len(chosen), len(columns)))
         for row, choice in zip(present, chosen, strict=True):
             for entry in entries:
-                row[index[entry.layer.name, latency_class(entry.layer, choice[entry.layer.name])]] = 1
+                scheme = choice[entry.layer.name]
+                row[index[entry.layer.name, latency_class(entry.layer, scheme, packed=packed)]] = 1
         ratios = np.array([self.ratio(complete(choice)) for choice in chosen])
         # Each layer has exactly one class, so that a constant is of no use but to be split up: ridge does that.
         gram = present @ present.T + 1e-3 * np.eye(len(chosen))
         added = present.T @ np.linalg.solve(gram, ratios)
         lowest = {
-            entry.layer.name: min(0.0, *(added[index[entry.layer.name, c]] for _, c in _classes(entry)))
+            entry.layer.name: min(0.0, *(added[index[entry.layer.name, c]] for _, c in _classes(entry, packed)))
             for entry in entries
         }
         return {
             (entry.layer.name, scheme): float(added[index[entry.layer.name, each]] - lowest[entry.layer.name])
             for entry in entries
-            for scheme, each in _classes(entry)
+            for scheme, each in _classes(entry, packed)
         }
 
 
-def _classes(entry: Candidates) -> list[tuple[Scheme, str]]:
-    return [(scheme, latency_class(entry.layer, scheme)) for scheme in entry.schemes]
+def _classes(entry: Candidates, packed: bool) -> list[tuple[Scheme, str]]:
+    return [(scheme, latency_class(entry.layer, scheme, packed=packed)) for scheme in entry.schemes]
 
 
 def time_for_it(trials: int, time_s: float | None) -> float:
@@ -218,10 +220,11 @@ def measure_table(
     ``clock`` gives seconds. The files are ``target``'s; without one, those of ONNX.
     """
     start = clock()
-    parts = Parts(lowering.formed, lowering.layers, lowering.placer)
+    packed = profile.lowering.packed_weights
+    parts = Parts(lowering.formed, lowering.layers, lowering.placer, packed)
     layers = sum(entry.layer.tied_to is None and len(entry.schemes) > 1 for entry in found)
     wanted = min(MOST, FEWEST + FILES_A_LAYER * layers) if files is None else files
-    policies = _distinct(map(complete, design(found, seed)), wanted)
+    policies = _distinct(map(complete, design(found, seed, packed=packed)), wanted)
     timed: list[Timed] = []
     together = min(TOGETHER, max(1, TOGETHER_BYTES // gauge.baseline.stat().st_size))
     with tempfile.TemporaryDirectory(prefix="autoq-latency-") as folder:
@@ -338,7 +341,9 @@ def _beliefs(
         if part.kind == "layer":
             entry = layers[part.name]
             share = entry.layer.macs / total
-            scheme = next((s for s, each in _classes(entry) if each == part.form), None)
+            scheme = next(
+                (s for s, each in _classes(entry, profile.lowering.packed_weights) if each == part.form), None
+            )
             scale[-1] = share + 0.2 / len(layers)
             if scheme is not None:
                 guess[-1] = share * (profile.cost(entry.layer.kind, scheme, entry.layer.uses) - 1)

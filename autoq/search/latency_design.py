@@ -24,11 +24,14 @@ _ODD = 0.1  # share of the layers that leave a run
 _MOST_RUNS = 6
 
 
-def design(found: Sequence[Candidates], seed: int = 0) -> Iterator[Choice]:
-    """Schemes for the layers with a weight of their own, without end; the same for the same ``seed``."""
+def design(found: Sequence[Candidates], seed: int = 0, *, packed: bool = False) -> Iterator[Choice]:
+    """Schemes for the layers with a weight of their own, without end; the same for the same ``seed``.
+
+    ``packed`` is as in :func:`autoq.model.parts.latency_class`.
+    """
     rng = np.random.default_rng(seed)
     entries = [entry for entry in found if entry.layer.tied_to is None]
-    classes = [_by_class(entry.layer, entry.schemes) for entry in entries]
+    classes = [_by_class(entry.layer, entry.schemes, packed) for entry in entries]
     names = [entry.layer.name for entry in entries]
     common = list(dict.fromkeys(name for of_layer in classes for name in of_layer))
 
@@ -57,10 +60,10 @@ def design(found: Sequence[Candidates], seed: int = 0) -> Iterator[Choice]:
         yield {entry.layer.name: any_of(entry.schemes) for entry in entries}
 
 
-def _by_class(layer: Layer, schemes: Sequence[Scheme]) -> dict[str, list[Scheme]]:
+def _by_class(layer: Layer, schemes: Sequence[Scheme], packed: bool) -> dict[str, list[Scheme]]:
     found: dict[str, list[Scheme]] = {}
     for scheme in schemes:
-        found.setdefault(latency_class(layer, scheme), []).append(scheme)
+        found.setdefault(latency_class(layer, scheme, packed=packed), []).append(scheme)
     return found
 
 

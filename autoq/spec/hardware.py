@@ -122,10 +122,17 @@ class LoweringChoice(Fields):
     """What the runtime runs best, where it leaves a choice.
 
     ``accuracy_level`` is what MatMulNBits computes with, for weights in blocks: 4 rounds each row's part of a block to
-    8 bits, 1 keeps float32, 0 leaves it to the runtime.
+    8 bits, 1 keeps float32, 0 leaves it to the runtime. ``integer_products``: MatMul and Gemm write integers, as a Conv
+    does. ``packed_weights``: kernels read weights as they are packed, so that fewer bits take less time.
     """
 
     accuracy_level: Annotated[int, Field(ge=0, le=4)] = 4
+    integer_products: bool = False
+    packed_weights: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it, without what is as usual."""
+        return {"accuracy_level": self.accuracy_level, **self.model_dump(mode="json", exclude_defaults=True)}
 
 
 class LatencySettings(Fields):
@@ -296,7 +303,7 @@ class Profile:
             "kind": self.kind,
             "runtime": self.runtime.model_dump(mode="json", exclude_none=True),
             "latency": self.latency.model_dump(mode="json"),
-            "lowering": self.lowering.model_dump(mode="json"),
+            "lowering": self.lowering.to_dict(),
             "ops": {op: _rules_document(rules) for op, rules in self.ops.items()},
             # Lists, as run.json gives them back: a search that goes on compares the two.
             "costs": {f"{op}:{text}": [list(pair) for pair in cost] for (op, text), cost in self.costs.items()},

@@ -14,7 +14,7 @@ pytest.importorskip("ai_edge_litert", reason="the extra [npu] is not installed")
 pytest.importorskip("ethosu", reason="the extra [npu] is not installed")
 
 from autoq.model.tflite import to_tflite
-from autoq.runtime.vela import NPUS, Npu, _host_operators, _number, _rows, estimate
+from autoq.runtime.vela_compile import NPUS, Npu, _host_operators, _number, _rows, estimate
 
 
 def tflite_of() -> bytes:
