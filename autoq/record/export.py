@@ -20,7 +20,9 @@ from autoq.record.front import read_front
 from autoq.record.health import HEALTH_FILE, point_health
 from autoq.record.manifest import MANIFEST_FILE, manifest_of, model_file
 from autoq.record.run_folder import RunFolder
+from autoq.runtime.gauge import METER
 from autoq.runtime.openvino import IR_FILES, write_ir
+from autoq.runtime.vela import COMPILED_FILE, write_compiled
 
 _INFER = '''"""Runs {file} on random data; put your own arrays in `feeds`. Needs onnxruntime and numpy, nothing else."""
 import numpy as np
@@ -46,6 +48,29 @@ feeds = {{
 }}
 for output, value in model(feeds).items():
     print(output.get_any_name(), value.dtype, value.shape, value.ravel()[:10])
+'''
+
+
+_INFER_LITERT = '''"""Runs {file} on random data; put your own arrays in place of `values`. Needs ai-edge-litert, numpy.
+
+Inputs and outputs are integers, which stand for (integer - zero_point) * scale; images stand as batch, height, width,
+channels.
+"""
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+interpreter = Interpreter(model_path=__file__.replace("infer.py", "{file}"))
+interpreter.allocate_tensors()
+for port in interpreter.get_input_details():
+    (scale, zero_point), limits = port["quantization"], np.iinfo(port["dtype"])
+    values = np.random.rand(*port["shape"]).astype("float32")
+    stored = np.clip(np.rint(values / scale) + zero_point, limits.min, limits.max)
+    interpreter.set_tensor(port["index"], stored.astype(port["dtype"]))
+interpreter.invoke()
+for port in interpreter.get_output_details():
+    scale, zero_point = port["quantization"]
+    value = (interpreter.get_tensor(port["index"]).astype("float32") - zero_point) * scale
+    print(port["name"], value.dtype, value.shape, value.ravel()[:10])
 '''
 
 
@@ -95,8 +120,10 @@ def export_choice(
     for name in ALSO_FILES:  # of a point that was exported here before
         (out / name).unlink(missing_ok=True)
     runtime = manifest["runtime"]
-    if runtime["name"] in ALSO:
-        written = ALSO[runtime["name"]](model, out)
+    gauge = folder.read().get("identity", {}).get("hardware", {}).get("measure", {"by": METER, "options": {}})
+    makers = {runtime["name"]: runtime["options"], gauge["by"]: gauge["options"]}
+    written = [file for name, given in makers.items() if name in ALSO for file in ALSO[name](model, out, given)]
+    if written:
         manifest["also"] = {name: sha256_hex((out / name).read_bytes()) for name in written}
     write_atomically(out / MANIFEST_FILE, json.dumps(manifest, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     script = INFER_SCRIPTS.get(runtime["name"])
@@ -135,11 +162,15 @@ def _feeds(model: bytes) -> str:
 INFER_SCRIPTS: Mapping[str, Callable[[bytes, Mapping[str, Any]], str]] = {
     "onnxruntime": infer_script,
     "openvino": openvino_script,
+    "litert": lambda model, options: _INFER_LITERT.format(file="model.tflite"),
 }
 """Runtime -> what writes a script that runs a model on it, made with its options."""
 
-ALSO: Mapping[str, Callable[[bytes, Path], Sequence[str]]] = {"openvino": write_ir}
-"""Runtime -> what else it reads: writes that of a model into a folder, and names the files."""
+ALSO: Mapping[str, Callable[[bytes, Path, Mapping[str, Any]], Sequence[str]]] = {
+    "openvino": lambda model, folder, options: write_ir(model, folder),
+    "vela": write_compiled,
+}
+"""Runtime or gauge -> what else the target reads: writes that of a model into a folder, and names the files."""
 
-ALSO_FILES = IR_FILES
+ALSO_FILES = (*IR_FILES, COMPILED_FILE)
 """All files that :data:`ALSO` may write."""

@@ -31,7 +31,7 @@ Status = Literal["ok", "failed", "skipped"]
 
 # What stands between a stored weight and the layer that reads it.
 _UNPACKING = frozenset(["Cast", "DequantizeLinear", "Gather", "Mul", "Pad", "Transpose"])
-_NAMES = {"onnxruntime": "stock ONNX Runtime", "openvino": "OpenVINO"}
+_NAMES = {"onnxruntime": "stock ONNX Runtime", "openvino": "OpenVINO", "litert": "LiteRT"}
 _STORED = {8: TensorProto.INT8, 4: TensorProto.INT4, 2: TensorProto.INT2, 16: TensorProto.FLOAT16}
 _INDICES = {4: TensorProto.UINT4, 2: TensorProto.UINT2}
 

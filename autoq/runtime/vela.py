@@ -13,10 +13,29 @@ from typing import Any
 
 from autoq.core.identity import sha256_hex
 from autoq.core.result import Estimate
-from autoq.errors import ProfileError
+from autoq.errors import ProfileError, RunError, TrialError
 from autoq.runtime.gauge import Measurement
 from autoq.runtime.timing import TimingPlan
-from autoq.runtime.vela_compile import NpuEstimate, check_installed, estimate, npu_of
+from autoq.runtime.vela_compile import NpuEstimate, check_installed, compiled_for, estimate, installed, npu_of
+
+COMPILED_FILE = "model_vela.tflite"
+"""What :func:`write_compiled` writes."""
+
+
+def write_compiled(model: bytes, folder: Path, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Writes what the accelerator's driver runs, compiled from a TFLite file, into ``folder``; the names of the files.
+
+    ``options`` are a profile's for :class:`Vela`. Without Vela there is no such file. Raises
+    :class:`~autoq.errors.RunError` where Vela fails or ``folder`` cannot be written.
+    """
+    if not installed():
+        return ()
+    names = {name: options[name] for name in ("npu", "system", "memory") if name in options}
+    try:
+        (folder / COMPILED_FILE).write_bytes(compiled_for(model, npu_of(**names)))
+    except (OSError, TrialError) as error:
+        raise RunError(f"{folder / COMPILED_FILE} cannot be written: {error}") from None
+    return (COMPILED_FILE,)
 
 
 class Vela:

@@ -126,9 +126,14 @@ def npu_of(npu: str, system: str | None = None, memory: str | None = None) -> Np
     return Npu(accelerator=known.accelerator, system=system or known.system, memory=memory or known.memory)
 
 
+def installed() -> bool:
+    """Whether Vela is there."""
+    return importlib.util.find_spec("ethosu") is not None
+
+
 def check_installed() -> None:
     """Raises :class:`~autoq.errors.ProfileError`, with the command that installs it, where Vela is not there."""
-    if importlib.util.find_spec("ethosu") is None:
+    if not installed():
         raise ProfileError("Vela is not installed; install it: pip install 'autoq[npu]'")
 
 

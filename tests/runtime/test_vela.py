@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from autoq.errors import TrialError
+from autoq.core.result import Estimate
+from autoq.errors import ProfileError, TrialError
+from autoq.runtime.gauge import load_gauge
+from autoq.runtime.timing import TimingPlan
 from tests.models import Net, lowered
 
 pytest.importorskip("ai_edge_litert", reason="the extra [npu] is not installed")
@@ -39,6 +44,57 @@ def test_an_estimate(name: str) -> None:
 def test_operators_on_the_host_are_found() -> None:
     """In a file that was not compiled, all of them."""
     assert _host_operators(tflite_of()) == [("CONV_2D", 8 * 16 * 16)]
+
+
+def test_what_falls_to_the_host_is_forbidden_or_charged() -> None:
+    """Pixels taken at 1.5 times the size: no Ethos-U55 does that."""
+    net = Net()
+    y = net.conv(net.input("N", 8, 16, 16), 8, 8)
+    y = net.add("Resize", y, "", net.constant(np.array([1, 1, 1.5, 1.5], np.float32)), mode="nearest",
+                coordinate_transformation_mode="asymmetric", nearest_mode="floor")  # fmt: skip
+    x = np.random.default_rng(0).standard_normal((4, 8, 16, 16)).astype(np.float32)
+    subject = lowered(net.model(net.conv(y, 8, 8)), ["w8a8@minmax"], {"x": x}, integer_products=True)
+    model, npu = to_tflite(subject.build("w8a8@minmax")), NPUS["ethos-u55-256"]
+    with pytest.raises(TrialError, match="ethos-u55-256 does not run RESIZE_NEAREST_NEIGHBOR") as caught:
+        estimate(model, npu)
+    assert caught.value.reason == "measure"
+    free, charged = (estimate(model, npu, host_cycles_per_value=each) for each in (1e-9, 3.0))
+    assert charged.host_cycles == 3 * 8 * 24 * 24 == charged.cycles - free.cycles
+    assert charged.on_host == ("RESIZE_NEAREST_NEIGHBOR",)
+
+
+def test_the_gauge(tmp_path: Path) -> None:
+    """One estimate however it is asked for; equal files are compiled once; a file that fails is failed by itself."""
+    reference, bad = tmp_path / "reference.tflite", tmp_path / "bad.tflite"
+    reference.write_bytes(tflite_of())
+    bad.write_bytes(b"no model")
+    with load_gauge(
+        "vela", reference, {}, runtime="litert", reference_name="w8a8", options={"npu": "ethos-u65-256"}
+    ) as gauge:
+        measured = gauge.measure(reference)
+        assert isinstance(measured.latency, Estimate) and measured.latency.ratio == 1
+        assert measured.latency.by.endswith("ethos-u65-256") and measured.latency.reference == "w8a8"
+        assert measured.peak_memory_bytes and measured.size_bytes and not measured.disturbed
+        start = time.monotonic()
+        assert gauge.measure_many([reference] * 50) == [measured.latency] * 50
+        assert gauge.glance([reference], TimingPlan()) == ([1.0], False)
+        assert time.monotonic() - start < 0.2
+        with pytest.raises(TrialError, match="Vela failed"):
+            gauge.measure(bad)
+
+
+@pytest.mark.parametrize(
+    ("options", "runtime", "message"),
+    [
+        ({"npu": "ethos-u56"}, "litert", "no accelerator 'ethos-u56' here; known: ethos-u55-128"),
+        ({"npu": "ethos-u55-256", "timeout_s": 0}, "litert", "must be above 0"),
+        ({"npu": "ethos-u55-256"}, "onnxruntime", "runtime.name must be litert"),
+        ({}, "litert", "npu"),
+    ],
+)
+def test_options_that_make_no_gauge(options: dict[str, Any], runtime: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match=message):
+        load_gauge("vela", tmp_path / "reference.tflite", {}, runtime=runtime, options=options)
 
 
 def test_vela_that_fails() -> None:

@@ -103,7 +103,8 @@ def test_every_profile_that_comes_with_autoq_loads_and_is_whole(tmp_path: Path) 
         profile = load_profile(name, tmp_path)
         assert profile.name == name and profile.description
         for op in LAYER_OPS:
-            assert profile.legal(op, FLOAT32) is None
+            if profile.reference == FLOAT32:
+                assert profile.legal(op, FLOAT32) is None
             for each in all_schemes():
                 assert profile.cost(op, each) > 0
 
