@@ -30,5 +30,5 @@ def test_every_runtime_has_a_writer() -> None:
 
 
 def test_an_unknown_runtime_is_named() -> None:
-    with pytest.raises(ProfileError, match="unknown runtime 'onnxrt'; known: onnxruntime"):
+    with pytest.raises(ProfileError, match="unknown runtime 'onnxrt'; did you mean 'onnxruntime'; known: onnxruntime"):
         Target.load("onnxrt")
