@@ -207,7 +207,7 @@ def read_setting(job: Job, *, force: bool = False, warn: Callable[[str], None] =
     """Reads all that ``job`` names, and checks it. Raises :class:`autoq.errors.AutoqError`."""
     space = load_space(job.space, job.base_dir)
     profile = load_profile(job.hardware, job.base_dir)
-    _check_machine(profile, force, warn)
+    check_machine(profile, force, warn)
     target = Target.load(profile.runtime.name, profile.runtime.arguments)
     metric = resolve_metric(job)
     model = read_model(job.model_path, equalized=space.equalization == "cross-layer")
@@ -392,7 +392,8 @@ def _search(
 # Reading and starting ------------------------------------------------------------------------------------------------
 
 
-def _check_machine(profile: Profile, force: bool, warn: Callable[[str], None]) -> None:
+def check_machine(profile: Profile, force: bool, warn: Callable[[str], None]) -> None:
+    """Refuses a machine that ``profile`` does not describe (:class:`ProfileError`), or, with ``force``, warns of it."""
     machine = describe()
     problems = fit(profile, machine).problems
     if problems and not force:
@@ -462,7 +463,7 @@ def choose_forms(
         figures = probe_forms(
             setting.model,
             setting.candidates,
-            _feeds(setting),
+            inference_feeds(setting),
             threads=latency.threads,
             runtime=runtime.name,
             runtime_options=runtime.arguments,
@@ -555,7 +556,7 @@ def _gauge(setting: Setting, reference: Path) -> Gauge:
     return load_gauge(
         profile.measure.by,
         reference,
-        _feeds(setting),
+        inference_feeds(setting),
         batch=_batch(setting),
         threads=latency.threads,
         runtime=profile.runtime.name,
@@ -589,7 +590,7 @@ def _batch(setting: Setting) -> int:
     return fixed_batch(setting.inputs) or setting.profile.latency_with(setting.job.latency).batch
 
 
-def _feeds(setting: Setting) -> dict[str, np.ndarray]:
+def inference_feeds(setting: Setting) -> dict[str, np.ndarray]:
     """The inputs of an inference that is timed."""
     batch = _batch(setting)
     return {name: np.resize(array[:batch], (batch, *array.shape[1:])) for name, array in setting.search.inputs.items()}
@@ -751,7 +752,7 @@ def _latency(
             identity = {
                 "built from": [setting.model.identity, setting.forms, setting.profile.lowering.to_dict()],
                 "schemes": {entry.layer.name: list(map(str, entry.schemes)) for entry in setting.candidates},
-                "shapes": {name: list(array.shape) for name, array in _feeds(setting).items()},
+                "shapes": {name: list(array.shape) for name, array in inference_feeds(setting).items()},
                 "runtime": [setting.profile.to_dict()["runtime"], settings.threads],
                 "measured": [setting.profile.measure.model_dump(mode="json"), str(setting.profile.reference)],
                 "profile": setting.profile.to_dict()["costs"],

@@ -33,7 +33,7 @@ from autoq.core.result import Latency
 from autoq.core.scheme import Scheme
 from autoq.model.parts import Parts
 from autoq.numerics.bootstrap import spearman
-from autoq.pipeline import Setting, _feeds, choose_forms, groundwork_of, read_setting
+from autoq.pipeline import Setting, choose_forms, groundwork_of, inference_feeds, read_setting
 from autoq.runtime.meter import Meter
 from autoq.runtime.timing import TimingPlan
 from autoq.search.latency import LIMIT_S, LatencyModel, measure_table
@@ -94,7 +94,7 @@ def judge(name: str, given: Any) -> dict[str, Any]:
         policies.setdefault(policy.id, policy)
     with Meter(
         setting.model.path,
-        _feeds(setting),
+        inference_feeds(setting),
         threads=latency.threads,
         runtime_options=profile.runtime.arguments,
         final_plan=TRUTH,

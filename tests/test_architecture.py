@@ -20,7 +20,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "__main__",
         "cli",
         "autoq",
-        "result layerwise",
+        "result layerwise probing",
         "pipeline",
         "search record",
         "model",

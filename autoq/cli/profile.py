@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,7 +13,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.group()
 def profile() -> None:
-    """Hardware profiles: what there is, what one allows, which describe this machine."""
+    """Hardware profiles: what there is, what one allows, which describe this machine, what pays on it."""
 
 
 @profile.command("list")
@@ -60,3 +61,31 @@ def detect(as_json: bool) -> None:
         click.echo(json.dumps([fit_dict(each) for each in found], indent=1))
     else:
         print_detected(found)
+
+
+@profile.command()
+@click.argument("source", metavar="JOB|MODEL", type=click.Path(path_type=Path))
+@click.option("--profile", "hardware", help="Profile: a name or a path; by default the job's, or the best that fits.")
+@click.option("--space", help="Search space: a name or a path; by default the job's, or `default`.")
+@click.option("--out", type=click.Path(path_type=Path), help="File to write: a profile that carries what was found.")
+@click.option("--seconds", type=click.FloatRange(min=0), default=60, show_default=True, help="About how long to time.")
+@click.option("--force", is_flag=True, help="Go on although the profile does not describe this machine.")
+@_JSON
+def probe(source: Path, out: Path | None, as_json: bool, **options: Any) -> None:
+    """Time the layers of JOB's model, or of an ONNX file, alone in every scheme that the profile allows.
+
+    With --out, a profile file that drops what does not: `hardware: FILE` in a job searches with it.
+    """
+    from datetime import date
+
+    from autoq.cli.profile_view import print_probe
+    from autoq.cli.progress import stepper, warner
+    from autoq.probing import probe_model, probed_profile, write_probed
+
+    found = probe_model(source, step=stepper(quiet=as_json), warn=warner(), **options)
+    if out is not None:
+        write_probed(found, out, date.today())
+    if as_json:
+        click.echo(json.dumps(probed_profile(found, out or Path("probed.yaml"), date.today()), indent=1))
+    else:
+        print_probe(found, out)

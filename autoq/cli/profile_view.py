@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -10,8 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from autoq.cli.front_view import console
+from autoq.probing import Probe
 from autoq.runtime.detect import Fit
+from autoq.search.probe import QUICK_MS
 from autoq.spec.hardware import Profile
+from autoq.spec.probed import Finding
 from autoq.spec.profile_page import (
     OpPage,
     costs_words,
@@ -76,6 +80,51 @@ def print_page(profile: Profile, stands: Fit) -> None:
         if page.op == alike[0]:
             _print_ops(out, ", ".join(alike), page)
     out.print("An op that is not listed stays float32.")
+
+
+def print_probe(found: Probe, out: Path | None) -> None:
+    """A row for each shape and scheme, and what is dropped."""
+    table = Table(
+        title=f"{escape(found.model)} on {escape(found.profile.name)}, {found.threads} thread(s), batch {found.batch}: "
+        "each layer alone, time to float32's",
+        title_justify="left",
+    )
+    for heading in ("layers", "weight", "uses", "scheme", "beside floats", "among integers", "size", ""):
+        table.add_column(heading, overflow="fold")
+    for shape, findings in found.result.shapes:
+        for number, each in enumerate(findings):
+            first = (f"{shape.layers} {shape.layer.kind}", "x".join(map(str, each.weight)), f"{each.uses:.0f}")
+            table.add_row(
+                *(first if number == 0 else ("", "", "")),
+                each.scheme,
+                _ratio(each.beside_float),
+                _ratio(each.among_integers) if each.among_integers else "-",
+                f"{each.size:.2f}",
+                "dropped" if each.dropped else _doubt(each),
+                end_section=number == len(findings) - 1,
+            )
+    screen, how = console(), obtained(found.profile)
+    screen.print(table)
+    if how == "estimated":
+        screen.print("These figures are estimates: nothing was timed.")
+    for problem in found.result.problems:
+        screen.print(f"not probed: {escape(problem)}", style="yellow", soft_wrap=True)
+    if found.result.left:
+        screen.print(f"{found.result.left} shapes are left for want of time: the same command goes on with them")
+    dropped = sum(bool(each.dropped) for _, findings in found.result.shapes for each in findings)
+    screen.print(f"{dropped} schemes gain neither speed nor size over a gentler one where they are marked.")
+    if out is None:
+        screen.print("Nothing was changed: --out FILE writes a profile that drops them, for `hardware: FILE` in a job.")
+    else:
+        screen.print(f"Search with it: hardware: {escape(str(out))}", soft_wrap=True)
+
+
+def _doubt(each: Finding) -> str:
+    return "too quick to tell" if each.float32_ms < QUICK_MS and each.beside_float[1] > 1.05 else ""
+
+
+def _ratio(ratio: tuple[float, float, float]) -> str:
+    return f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]".replace("[", "\\[")
 
 
 def fit_dict(each: Fit) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from autoq.core.layer_loss import LayerLosses
@@ -136,3 +138,15 @@ def _warner(console: Console) -> Any:
 def _rest(options: dict[str, Any], job: Any) -> dict[str, Any]:
     # The job already has its trials and time limit replaced.
     return {key: value for key, value in options.items() if key not in ("trials", "time_limit")}
+
+
+def warner() -> Callable[[str], None]:
+    """Prints warnings to stderr."""
+    made: Callable[[str], None] = _warner(Console(stderr=True, highlight=False))
+    return made
+
+
+def stepper(*, quiet: bool) -> Callable[[str], None]:
+    """Prints steps to stderr, or nothing."""
+    console = Console(stderr=True, highlight=False, quiet=quiet)
+    return lambda text: console.print(f"autoq: {escape(text)}", soft_wrap=True)

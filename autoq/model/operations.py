@@ -96,8 +96,10 @@ class _Reader:
             tensor.name: _Constant(prod(tensor.dims) * _bits(tensor.data_type) / 8, _bits(tensor.data_type))
             for tensor in graph.initializer
         }
-        self.kinds = {value.name: "float" for value in graph.input if value.name not in self.constants}
-        self.bits: dict[str, int] = {}
+        given = {value.name: value.type.tensor_type.elem_type for value in graph.input}
+        given = {name: kind for name, kind in given.items() if name not in self.constants}
+        self.kinds = {name: "integer" if kind in _SMALL else "float" for name, kind in given.items()}
+        self.bits = {name: _bits(kind) for name, kind in given.items() if kind in _SMALL}
         self.writer: dict[str, int] = {}
         self.found: list[Operation] = []
         self.converted: set[str] = set()

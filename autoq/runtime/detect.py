@@ -7,12 +7,13 @@ from pathlib import Path
 
 from autoq.errors import AutoqError
 from autoq.runtime.extras import missing_extra
-from autoq.runtime.machine import MachineInfo, describe
+from autoq.runtime.machine import MachineInfo, describe, software_versions
 from autoq.spec.hardware import Profile, load_profile
 from autoq.spec.profile_page import gauge_name, obtained
 from autoq.spec.resources import named
 
 _KINDS = ("gpu", "npu", "cpu")
+_FIRST = "onnxruntime"  # stock, so that whoever gets the file can run it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,20 +44,20 @@ class Fit:
 
 def fit(profile: Profile, machine: MachineInfo) -> Fit:
     """How ``profile`` stands to ``machine``."""
-    problems = tuple(profile.match_problems(machine.arch, machine.flags))
-    return Fit(
-        name=profile.name,
-        profile=profile,
-        problems=problems,
-        install=missing_extra(profile.runtime.name, gauge_name(profile)),
-    )
+    gpus = machine.gpus if profile.match.gpu_names else ()
+    problems = profile.match_problems(machine.arch, machine.flags, gpus)
+    if profile.probed is not None:
+        problems += profile.probed.elsewhere(machine.cpu_model, software_versions())
+    install = missing_extra(profile.runtime.name, gauge_name(profile))
+    return Fit(name=profile.name, profile=profile, problems=tuple(problems), install=install)
 
 
 def detect(machine: MachineInfo | None = None) -> list[Fit]:
     """Every profile that comes with autoq, the best for ``machine`` (this one) first.
 
     What fits goes before what does not, and among those that fit: what is measured here before what is estimated, what
-    asks for more of the machine before what asks for less, a GPU before an NPU before a CPU.
+    asks something of the machine before what fits any, a GPU before an NPU before a CPU, stock ONNX Runtime before
+    other runtimes, and what asks for more before what asks for less.
     """
     machine = machine or describe()
     found = []
@@ -68,17 +69,18 @@ def detect(machine: MachineInfo | None = None) -> list[Fit]:
     return sorted(found, key=_rank)
 
 
-def _rank(found: Fit) -> tuple[bool, bool, bool, bool, int, int, str]:
+def _rank(found: Fit) -> tuple[bool, bool, bool, bool, int, bool, int, str]:
     profile = found.profile
     if profile is None:
-        return (True, True, True, True, 0, 0, found.name)
+        return (True, True, True, True, 0, True, 0, found.name)
     asked = sum(bool(value) for value in profile.match.model_dump().values())
     return (
         not found.fits,
         bool(found.problems),
         obtained(profile) == "estimated",
         asked == 0,
-        -asked,
         _KINDS.index(profile.kind),
+        profile.runtime.name != _FIRST,
+        -asked,
         found.name,
     )

@@ -8,7 +8,6 @@ from importlib.util import find_spec
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "litert": (("ai_edge_litert",), "npu"),
     "openvino": (("openvino",), "openvino"),
-    "torch": (("torch",), "torch"),
     "vela": (("ethosu",), "npu"),
 }
 

@@ -19,13 +19,15 @@ class Finding(Fields):
     """One scheme (less what changes no kernel: :func:`form`) on layers of one shape.
 
     ``beside_float`` is its time between float neighbours, ``among_integers`` between integer ones, each to float32's
-    there; ``size`` its file to float32's. ``dropped`` says why it is no candidate, and is empty where it is one.
+    there; ``float32_ms`` is what float32 takes alone; ``size`` its file to float32's. ``dropped`` says why it is no
+    candidate, and is empty where it is one.
     """
 
     kind: Text
     weight: Annotated[tuple[Count, ...], AsTuple]
     uses: Annotated[float, Field(ge=1)]
     scheme: Text
+    float32_ms: Positive
     beside_float: Ratio
     among_integers: Ratio | None = None
     size: Positive

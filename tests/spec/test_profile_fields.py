@@ -122,7 +122,7 @@ CONV = Layer(
 
 def finding(uses: float = 100, dropped: str = "slow") -> dict[str, Any]:
     return {
-        "kind": "depthwise Conv", "weight": [8, 1, 3, 3], "uses": uses, "scheme": "w8a8",
+        "kind": "depthwise Conv", "weight": [8, 1, 3, 3], "uses": uses, "scheme": "w8a8", "float32_ms": 0.5,
         "beside_float": [1.5, 1.4, 1.6], "size": 0.3, "dropped": dropped,
     }  # fmt: skip
 
