@@ -294,7 +294,8 @@ def _build(
 
 def lowering_options(profile: Profile) -> dict[str, Any]:
     """What a profile says of how candidates are written."""
-    return dict(profile.lowering.model_dump())
+    chosen = profile.lowering
+    return {"accuracy_level": chosen.accuracy_level, "integer_products": chosen.integer_products}
 
 
 def _written(stem: Path, target: Target, model: bytes) -> Path:
