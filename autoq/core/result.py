@@ -31,9 +31,10 @@ FLOAT32_NAME = "float32"
 class Conditions:
     """What the machine was like while a latency was taken; ``None`` is what the system does not tell.
 
-    ``disturbed``: most sittings were under foreign load, even when made again, or another measurement may have run
-    beside this one. ``foreign_load`` is the share of the machine's other cores that other work took, ``slowdown`` how
-    much longer the baseline took than lately at its best (1: as long). ``load_average`` is that of the minute before,
+    ``disturbed``: most sittings were under foreign load, even when made again, or the baseline was slower throughout
+    than it lately was (on a virtual machine, who shares the core may be out of sight), or another measurement may have
+    run beside this one. ``foreign_load`` is the share of the machine's other cores that other work took, ``slowdown``
+    how much longer the baseline took than lately at its best (1: as long). ``load_average`` is of the minute before,
     ``mhz`` and ``governor`` the clock frequency and how the kernel chooses it. ``cpus`` are the cores that it was
     pinned to. ``sittings`` count, and ``left_out`` were disturbed.
     """
@@ -57,7 +58,8 @@ class Latency:
     ``ratio`` is candidate time / reference time (0.5 = twice as fast), with its 95 % interval ``ratio_ci95``
     (:mod:`autoq.numerics.sittings`); ``median_ms`` is the median run of an undisturbed block. ``blocks_ms`` keeps the
     raw samples: the median time per inference in milliseconds of each block, and ``baseline_blocks_ms`` the reference's
-    of the same block. ``conditions`` are those it was taken under, where they are known.
+    of the same block. ``conditions`` are those it was taken under, where they are known. ``by`` says
+    who measured, where that was not autoq itself.
     """
 
     median_ms: float
@@ -69,6 +71,7 @@ class Latency:
     baseline_blocks_ms: tuple[float, ...] = ()
     reference: str = FLOAT32_NAME
     conditions: Conditions | None = None
+    by: str = ""
 
     @property
     def disturbed(self) -> bool:

@@ -12,7 +12,7 @@ Version 1::
              "latency": LATENCY | null,
              "size_bytes", "peak_memory_bytes", "weight_bits_mean", "model_path", "sha256", "origin",
              "polish": {"kind", "measure", "held_out": [before, after], "layers", "seconds", "before": POINT}}
-    LATENCY = {"median_ms", "ratio_to_float32", "ratio_ci95", "batch", "threads", "conditions": CONDITIONS}
+    LATENCY = {"median_ms", "ratio_to_float32", "ratio_ci95", "batch", "threads", "conditions": CONDITIONS, "by"}
             | {"median_ms", "ratio", "reference", "ratio_ci95", "batch", "threads"}
             | {"estimated": true, "by", "ms", "ratio", "reference", "figures": {str: float}}
     CONDITIONS = {"disturbed": bool, "slowdown", "cpus": [int], "sittings", "left_out"}
@@ -21,9 +21,9 @@ Version 1::
 ``form`` is there where the points have another form than the model, ``polish`` where a point was polished, ``gap_se``
 (:class:`autoq.core.result.MetricPair`) from the second point of a final front on, ``why_empty`` where there are no
 points, ``pruned`` where trials were. ``ratio`` is against ``reference``, where the hardware cannot run float32; the
-baseline then has no latency. ``conditions`` (:class:`autoq.core.result.Conditions`) are those a latency was measured
-under, where they were noted. Raw timing samples are left out. A reader ignores fields it does not know, and
-refuses a newer version.
+baseline then has no latency. ``conditions`` (:class:`autoq.core.result.Conditions`) are those a latency was
+measured under, where they were noted, ``by`` is who measured, where that was not autoq itself. Raw timing samples
+are left out. A reader ignores fields it does not know, and refuses a newer version.
 """
 
 from __future__ import annotations

@@ -266,6 +266,12 @@ def _measurement(front: Front) -> str:
             f"estimated by {latency.by}, which models the hardware; nothing was timed. The time of {latency.reference} "
             "over the model's"
         )
+    elif latency is not None and latency.by:
+        facts["speed"] = (
+            f"the time of {latency.reference} over the model's, measured by {latency.by}, which ran both in turn, with "
+            "its 95 % interval"
+        )
+        facts["batch"], facts["threads"] = latency.batch, latency.threads
     elif latency is not None:
         facts["speed"] = (
             f"the time of {latency.reference} over the model's, measured alone in warm blocks in turn with it, in "

@@ -61,6 +61,7 @@ def latency_document(latency: Speed) -> dict[str, Any]:
         "batch": latency.batch,
         "threads": latency.threads,
         **({} if against_float32 else {"reference": latency.reference}),
+        **({"by": latency.by} if latency.by else {}),
         **({} if latency.conditions is None else {"conditions": _told(latency.conditions)}),
     }
 
@@ -105,6 +106,7 @@ def read_latency(node: Node) -> Speed:
             batch=node.get("batch").integer(),
             threads=node.get("threads").integer(),
             reference=reference,
+            by=given["by"].text() if "by" in given else "",
             conditions=_conditions(given["conditions"]) if "conditions" in given else None,
         )
     except ValueError as error:

@@ -26,6 +26,7 @@ METER = "meter"
 # name -> "module:class". Text, so that naming a gauge does not import what it needs.
 GAUGES: dict[str, str] = {
     METER: "autoq.runtime.meter:Meter",
+    "command": "autoq.runtime.command:Command",
     "roofline": "autoq.model.roofline:Roofline",
     "vela": "autoq.runtime.vela:Vela",
 }

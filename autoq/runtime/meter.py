@@ -176,7 +176,9 @@ class Meter:
             every.append(Rounds(**reply["rounds"]))
             load_ms.append(tuple(reply["load_ms"]))
             self._lately.append(every[-1].quietest_ms[0])
-            best_ms = (min(self._lately), *(min(each.quietest_ms[i] for each in every) for i in range(1, len(models))))
+            # Both models' best is of this measurement: with an older one for float32 alone, sittings that favour it
+            # would be chosen.
+            best_ms = [min(each.quietest_ms[i] for each in every) for i in range(len(models))]
             calm = [each for each in every if not each.disturbed(plan, best_ms)]
             spent_s, lost = time.monotonic() - start, len(every) - len(calm)
             # Where most are disturbed, waiting for calm ones would take for ever: others count then, and it is marked.
@@ -190,10 +192,11 @@ class Meter:
                 break
         kept = kept or every
         foreign = [each.foreign for each in kept if each.foreign is not None]
+        slowdown = statistics.median(each.quietest_ms[0] for each in kept) / min(self._lately)
         conditions = Conditions(
-            disturbed=not alone or 2 * len(calm) < len(kept),
+            disturbed=not alone or 2 * len(calm) < len(kept) or slowdown > plan.max_slowdown,
             foreign_load=statistics.mean(foreign) if foreign else None,
-            slowdown=statistics.median(each.quietest_ms[0] for each in kept) / best_ms[0],
+            slowdown=slowdown,
             load_average=host.load_average,
             mhz=host.mhz,
             governor=host.governor,

@@ -51,9 +51,10 @@ BUSY = Conditions(disturbed=True, foreign_load=0.9, slowdown=1.2, load_average=2
         dataclasses.replace(MEASURED, reference="w8a8"),
         dataclasses.replace(MEASURED, conditions=BUSY),
         dataclasses.replace(MEASURED, conditions=dataclasses.replace(BUSY, mhz=2600.0, governor="powersave")),
+        dataclasses.replace(MEASURED, by="the command ssh"),
         VELA,
     ],
-    ids=["float32", "w8a8", "disturbed", "clock", "estimate"],
+    ids=["float32", "w8a8", "disturbed", "clock", "command", "estimate"],
 )
 def test_json_gives_back_what_it_was_given(latency) -> None:
     document = latency_document(latency)
