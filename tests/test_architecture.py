@@ -41,6 +41,7 @@ HOMES = {
         "model/load.py",
         "model/reconstruct.py",
         "model/torch_door.py",
+        "model/torch_executed.py",
         "model/torch_fused.py",
         "model/torch_graph.py",
         "model/torch_layout.py",

@@ -22,8 +22,12 @@ _FP8 = onnx.TensorProto.FLOAT8E4M3FN
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A product: ``build`` makes its kernel of ``constants`` (names); it is called with ``operands`` (names)."""
+    """A product: ``build`` makes its kernel of ``constants`` (names); it is called with ``operands`` (names).
 
+    ``runs`` is PyTorch's name of it.
+    """
+
+    runs: str
     constants: tuple[str, ...]
     operands: tuple[str, ...]
     build: Callable[..., Kernel]
@@ -79,7 +83,7 @@ def _of_integers(
         return kernel
 
     constants = (right.input[0], right.input[1], left.input[1], *zero, *weight_zero)
-    return Found(constants=constants, operands=(left.input[0], *bias), build=build)
+    return Found(runs="_int_mm", constants=constants, operands=(left.input[0], *bias), build=build)
 
 
 def _of_short_floats(left: onnx.NodeProto, right: onnx.NodeProto, bias: tuple[str, ...], *, transposed: bool) -> Found:
@@ -90,7 +94,7 @@ def _of_short_floats(left: onnx.NodeProto, right: onnx.NodeProto, bias: tuple[st
         matrix = Float8Matrix.of((weight.T if transposed else weight).contiguous())
         return lambda x, *added: sum(added, start=float8_product(x, matrix))
 
-    return Found(constants=(right.input[0],), operands=(left.input[0], *bias), build=build)
+    return Found(runs="_scaled_mm", constants=(right.input[0],), operands=(left.input[0], *bias), build=build)
 
 
 def _is_fp8(cast: onnx.NodeProto, producer: Mapping[str, onnx.NodeProto]) -> bool:

@@ -52,8 +52,13 @@ _VIEWED: dict[Any, tuple[Any, torch.dtype]] = {
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One kernel: an operand is a tensor that is computed, by name, or what is known; ``done`` is read no more."""
+    """One kernel: an operand is a tensor that is computed, by name, or what is known; ``done`` is read no more.
 
+    ``node`` is the graph's, ``runs`` what it runs as: PyTorch's product of quantized operands, or its own operator.
+    """
+
+    node: str
+    runs: str
     kernel: Kernel
     operands: tuple[str | Tensor | None, ...]
     outputs: tuple[str, ...]
@@ -110,7 +115,7 @@ class _Planner:
         self.fixed: dict[str, bool] = {}
         self.values: dict[str, Any] = {name: feeds[name] for name in graph.inputs}
         self.found: dict[str, Found] = {}
-        self.steps: list[tuple[Kernel, list[str | Tensor | None], list[str]]] = []
+        self.steps: list[tuple[onnx.NodeProto, Kernel, list[str | Tensor | None]]] = []
 
     def plan(self) -> Plan:
         for name in self.graph.initializers:
@@ -207,7 +212,7 @@ class _Planner:
         for name, value in zip(node.output, results if isinstance(results, tuple) else (results,), strict=False):
             if name:
                 self.values[name] = value
-        self.steps.append((kernel, operands, list(node.output)))
+        self.steps.append((node, kernel, operands))
 
     def _on_device(self, name: str) -> Tensor:
         kept = self.weights.tensors if self._is_known(name) else self.here
@@ -218,12 +223,15 @@ class _Planner:
     def _finished(self) -> Plan:
         outputs = tuple(value.name for value in self.graph.model.graph.output)
         last: dict[str, int] = {}
-        for index, (_, operands, made) in enumerate(self.steps):
-            last.update((name, index) for name in (*made, *operands) if isinstance(name, str))
+        for index, (node, _, operands) in enumerate(self.steps):
+            last.update((name, index) for name in (*node.output, *operands) if isinstance(name, str))
         steps = []
-        for index, (kernel, operands, made) in enumerate(self.steps):
-            done = tuple(name for name in last if last[name] == index and name not in outputs and name not in made)
-            steps.append(Step(kernel, tuple(operands), tuple(made), done))
+        for index, (node, kernel, operands) in enumerate(self.steps):
+            kept = {*outputs, *node.output}
+            done = tuple(name for name, at in last.items() if at == index and name not in kept)
+            found = self.found.get(node.output[0])
+            runs = node.op_type if found is None else found.runs
+            steps.append(Step(node.name, runs, kernel, tuple(operands), tuple(node.output), done))
         constants = {name: self._on_device(name) for name in outputs if name in self.known}
         return Plan(inputs=self.graph.inputs, outputs=outputs, steps=tuple(steps), constants=constants)
 

@@ -33,7 +33,15 @@ Status = Literal["ok", "failed", "skipped"]
 _UNPACKING = frozenset(["Cast", "DequantizeLinear", "Gather", "Mul", "Pad", "Transpose"])
 _NAMES = {"onnxruntime": "stock ONNX Runtime", "openvino": "OpenVINO", "litert": "LiteRT"}
 _STORED = {8: TensorProto.INT8, 4: TensorProto.INT4, 2: TensorProto.INT2, 16: TensorProto.FLOAT16}
+_SHORT = {"bf16": TensorProto.BFLOAT16, "fp16": TensorProto.FLOAT16, "fp8": TensorProto.FLOAT8E4M3FN}
 _INDICES = {4: TensorProto.UINT4, 2: TensorProto.UINT2}
+
+
+def _executed_in_torch(runtime: Any, model: Path, layers: Sequence[LayerNames]) -> list[Executed]:
+    """As :func:`autoq.model.torch_executed.executed_steps`; PyTorch takes seconds to import."""
+    from autoq.model.torch_executed import executed_steps
+
+    return executed_steps(runtime, model, layers)
 
 
 ExecutedBy = Callable[[Any, Path, Sequence[LayerNames]], list[Executed]]
@@ -41,6 +49,7 @@ ExecutedBy = Callable[[Any, Path, Sequence[LayerNames]], list[Executed]]
 EXECUTED: Mapping[str, ExecutedBy] = {
     "onnxruntime": lambda runtime, model, layers: executed_kernels(model, layers),
     "openvino": executed_layers,
+    "torch": _executed_in_torch,
 }
 """Runtime -> what tells the kernel of each layer."""
 
@@ -204,6 +213,8 @@ def _problem(scheme: Scheme, executed: Executed, *, kernels_for_blocks: bool = T
     """
     if scheme.activation is not None and executed.precision != "int8":
         return f"asked for 8-bit activations, runs in {executed.kernel or 'no kernel that could be found'}"
+    if scheme.floats is not None and executed.precision != scheme.floats:
+        return f"asked for {scheme}, runs in {executed.precision or 'no kernel that could be found'}"
     blocks = scheme.weight is not None and scheme.weight.block is not None
     if blocks and executed.precision != "blocks" and kernels_for_blocks:
         return f"asked for weights in blocks, runs in {executed.kernel or 'no kernel that could be found'}"
@@ -240,6 +251,8 @@ def _weight_problem(record: dict[str, Any], graph: onnx.GraphProto) -> str:
     kind = TensorProto.DataType.Name(stored[name].data_type)
     coded = scheme.weight is not None and scheme.weight.rounding == "kmeans"
     expected = (_INDICES if coded else _STORED).get(scheme.weight_bits)
+    if scheme.floats is not None:
+        expected = _SHORT[scheme.floats]
     if scheme.weight is not None and scheme.weight.rounding == "pq":
         columns = _columns_of_a_code(graph, name)
         if stored[name].data_type != TensorProto.UINT8 or columns != width(scheme.weight.bits):

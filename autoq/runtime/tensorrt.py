@@ -20,7 +20,8 @@ from autoq.runtime.ort import OnnxRuntime, available_providers, open_session
 
 PROVIDER = "TensorrtExecutionProvider"
 
-_ALONE = {"session.disable_cpu_ep_fallback": "1"}
+_CPU = "CPUExecutionProvider"
+_ALONE: Mapping[str, str] = {"session.disable_cpu_ep_fallback": "1"}
 
 
 class TensorRt(OnnxRuntime):
@@ -29,21 +30,39 @@ class TensorRt(OnnxRuntime):
     name = "tensorrt"
     suffix = ".tensorrt.onnx"
 
-    def __init__(self, fp16: bool = False, workspace_mb: int = 4096, engines: str = "") -> None:
+    def __init__(
+        self, scored_on: str = "tensorrt", fp16: bool = False, workspace_mb: int = 4096, engines: str = ""
+    ) -> None:
         """``fp16`` lets float layers run in half precision; ``engines`` is a folder that keeps built engines.
 
-        Raises :class:`~autoq.errors.ProfileError` where this machine has no such provider, with what it lacks.
+        With ``scored_on="cpu"`` files are run by ONNX Runtime's CPU provider, every node as it is written: for machines
+        whose TensorRT is reached by a command alone, which takes the latency. Raises
+        :class:`~autoq.errors.ProfileError` where this machine has no such provider, with what it lacks.
         """
+        if scored_on not in ("tensorrt", "cpu"):
+            raise ProfileError(f"runtime.options.scored_on: {scored_on!r} is neither tensorrt nor cpu")
+        self.optimized, self.config, self.provider_options = (
+            True,
+            _ALONE,
+            _provider_options(fp16, workspace_mb, engines),
+        )
+        if scored_on == "cpu":
+            self.provider, self.optimized, self.config, self.provider_options = _CPU, False, {}, {}
+            return
         missing = tensorrt_problem(available_providers(), shutil.which("trtexec"))
         if missing:
             raise ProfileError(missing)
         self.provider = PROVIDER
-        self.provider_options = _provider_options(fp16, workspace_mb, engines)
 
     def open(self, model: bytes | Path, *, threads: int = 1) -> onnxruntime.InferenceSession:
         """See :func:`autoq.runtime.ort.open_session`; building the engine takes seconds to minutes."""
         return open_session(
-            model, threads=threads, provider=PROVIDER, provider_options=self.provider_options, config=_ALONE
+            model,
+            threads=threads,
+            provider=self.provider,
+            provider_options=self.provider_options,
+            config=self.config,
+            optimized=self.optimized,
         )
 
 
@@ -55,7 +74,7 @@ def tensorrt_problem(providers: list[str], trtexec: str | None) -> str:
     if PROVIDER in providers:
         return ""
     beside = (
-        f"trtexec is here ({trtexec}): a profile with `measure: {{by: command}}` times files with it"
+        f"but trtexec is here ({trtexec}), by which a profile can time files (docs/gpu.md)"
         if trtexec
         else "nor is there trtexec on the PATH"
     )

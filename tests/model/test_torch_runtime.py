@@ -15,8 +15,10 @@ from onnx.reference import ReferenceEvaluator
 
 from autoq.core.scheme import Scheme
 from autoq.errors import ProfileError, TrialError
+from autoq.model.torch_executed import executed_steps
 from autoq.model.torch_runtime import TorchRuntime, TorchSession, device_problem
 from autoq.runtime.base import load_runtime
+from autoq.runtime.executed import LayerNames
 from autoq.runtime.meter import Meter
 from autoq.runtime.timing import TimingPlan
 from tests.models import Lowered, Net, distance, lowered, run, run_unfused
@@ -59,9 +61,8 @@ def runtime() -> TorchRuntime:
 
 
 def kernels(session: TorchSession) -> Counter[str]:
-    """How often each module's kernels stand in the session's first plan."""
-    plan = next(iter(session.plans.values()))
-    return Counter(getattr(step.kernel, "__qualname__", "?").partition(".")[0] for step in plan.steps)
+    """How often each kernel stands in the session's first plan."""
+    return Counter(step.runs for step in next(iter(session.plans.values())).steps)
 
 
 def outputs(runtime: TorchRuntime, model: bytes, subject: Lowered) -> tuple[np.ndarray, TorchSession]:
@@ -78,9 +79,9 @@ def test_what_the_file_says_is_computed(runtime: TorchRuntime, subject: Lowered,
     assert distance(found, expected) < (3e-3 if scheme in ("fp16", "fp8") else 1e-5)
     used = kernels(session)
     if scheme in EXACT:
-        assert used["_product_of_integers" if scheme.endswith("dynamic") else "_of_integers"] == 5
+        assert used["MatMulInteger" if scheme.endswith("dynamic") else "_int_mm"] == 5
     if scheme == "fp8":
-        assert used["_of_short_floats"] == 5
+        assert used["_scaled_mm"] == 5
     assert "Shape" not in used
 
 
@@ -107,7 +108,19 @@ def test_weights_in_blocks(runtime: TorchRuntime, subject: Lowered, scheme: str)
     (expected,) = run(parsed, subject.feeds).values()
     assert distance(exact, expected) < 1e-5
     assert 1e-6 < distance(found, expected) < 3e-2
-    assert kernels(session)["_product_in_blocks"] == 5
+    assert kernels(session)["MatMulNBits"] == 5
+
+
+@pytest.mark.parametrize(
+    ("scheme", "precision"),
+    [("w8a8@minmax", "int8"), ("w8a8@dynamic", "int8"), ("w4-b32", "blocks"), ("w4", "float32")]
+    + [(name, name) for name in ("bf16", "fp16", "fp8", "float32")],
+)
+def test_what_each_layer_runs_in(runtime: TorchRuntime, subject: Lowered, scheme: str, precision: str) -> None:
+    names = [LayerNames(layer=e.name, node=e.node, weight=e.weight, outputs=(e.output,)) for e in subject.layers]
+    found = executed_steps(runtime, subject.build(scheme), names)
+    assert [each.precision for each in found] == [precision] * 5
+    assert all(each.kernel for each in found)
 
 
 def test_batches_and_what_is_left_of_them(runtime: TorchRuntime, subject: Lowered) -> None:

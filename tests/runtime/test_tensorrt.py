@@ -26,7 +26,22 @@ def test_what_is_missing() -> None:
     neither = tensorrt_problem(["CPUExecutionProvider"], None)
     assert "it has CPUExecutionProvider" in neither
     assert "nor is there trtexec" in neither
-    assert "trtexec is here (/opt/trtexec)" in tensorrt_problem(["CPUExecutionProvider"], "/opt/trtexec")
+    assert "but trtexec is here (/opt/trtexec)" in tensorrt_problem(["CPUExecutionProvider"], "/opt/trtexec")
+
+
+def test_scored_on_the_cpu() -> None:
+    """For a machine whose TensorRT a command reaches: its files, every node as it is written."""
+    with pytest.raises(ProfileError, match="'gpu' is neither tensorrt nor cpu"):
+        load_runtime("tensorrt", scored_on="gpu")
+    net = Net(1)
+    y = net.add("Relu", net.conv(net.input("n", 8, 16, 16), 8, 16))
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 8, 16, 16)).astype(np.float32)}
+    candidate = lowered(net.model(y), ["w8a8-s8@minmax"], feeds).build("w8a8-s8@minmax")
+    target = Target.load("tensorrt", {"scored_on": "cpu"})
+    model = target.write(candidate)
+    assert model != candidate
+    (found,), (expected,) = target.outputs(model, feeds, 2).values(), run_unfused(model, feeds).values()
+    assert (found == expected).all()
 
 
 def test_its_files_are_written_for_it() -> None:

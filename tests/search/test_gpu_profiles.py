@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import autoq
 from autoq.core.scheme import Scheme
 from autoq.model.source import read_model
 from autoq.record.verify import verify
+from autoq.runtime.base import load_runtime
 from autoq.search.candidates import Candidates, all_candidates
 from autoq.spec.hardware import load_profile
 from autoq.spec.space import load_space
@@ -66,6 +68,18 @@ def test_what_tensorrt_has_kernels_for(tmp_path: Path) -> None:
     assert families(found["odd"]) == {"float32", "w8a8"}
 
 
+def test_the_profiles_that_the_page_shows(repo_root: Path, tmp_path: Path) -> None:
+    examples = re.findall(r"^```yaml\n(.*?)^```$", (repo_root / "docs" / "gpu.md").read_text(), re.M | re.S)
+    loaded = []
+    for number, text in enumerate(examples):
+        (tmp_path / f"{number}.yaml").write_text(text)
+        loaded.append(load_profile(f"{number}.yaml", tmp_path))
+    on_cpu, by_command = loaded
+    assert load_runtime(on_cpu.runtime.name, **on_cpu.runtime.arguments).name == "torch"
+    assert load_runtime(by_command.runtime.name, **by_command.runtime.arguments).name == "tensorrt"
+    assert by_command.match_problems("x86_64", []) == []
+
+
 @pytest.mark.filterwarnings(*QUIET_SEARCH)
 def test_a_search_scored_by_pytorch(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The GPU's profile on a CPU: the same files, kernels and checks. tests/model/test_torch_runtime.py has
@@ -86,4 +100,6 @@ def test_a_search_scored_by_pytorch(tmp_path: Path, tmp_path_factory: pytest.Tem
     assert [trial.failure for trial in result.trials] == [None] * 3
     export = result.export("best", tmp_path / "export")
     assert json.loads((export / "manifest.json").read_text())["runtime"]["name"] == "torch"
-    assert verify(export).ok
+    found = verify(export)
+    assert found.ok, found
+    assert all(layer.executed.kernel for layer in found.layers), "each layer's kernel is known"
