@@ -34,6 +34,7 @@ from autoq.model.calibrate import affine_table, calibrate
 from autoq.model.graph import Graph
 from autoq.model.layers import read_layers
 from autoq.model.lower import Lowering
+from autoq.model.moments import sees_data
 from autoq.model.single import among_integers, inputs_of, integer_input, single
 from autoq.model.target import Target
 from autoq.runtime.gauge import METER, Gauge, load_gauge
@@ -242,7 +243,7 @@ def _measure(
         rng.standard_normal(shape.input_shape) if floats else rng.integers(0, layer.weight_shape[0], shape.input_shape)
     )
     feeds = {layer.input: values.astype(shape.dtype)}
-    built = _build(alone, layer, shape.forms, feeds, profile)
+    built = build_forms(alone, layer, shape.forms, feeds, profile)
     ratios = functools.partial(_ratios, profile=profile, threads=threads, batch=batch)
     with tempfile.TemporaryDirectory(prefix="autoq-probe-") as folder:
         stems = (Path(folder) / str(number) for number in itertools.count())
@@ -275,15 +276,18 @@ def _measure(
     )
 
 
-def _build(
+def build_forms(
     alone: Graph, layer: Layer, forms: Mapping[str, Scheme], feeds: Mapping[str, np.ndarray], profile: Profile
 ) -> dict[str, bytes]:
     """The file of each form of the layer that builds, and float32's."""
     entries = [Candidates(layer=layer, schemes=(FLOAT32, *forms.values()))]
     bank = Bank(alone, calibration_id="", cache_dir=None)
-    bank.compute(bank.read_cache(weight_specs(entries)), {})
     lowering = Lowering(alone, (layer,), {}, bank.entries, **lowering_options(profile))
-    seen = calibrate(alone, [dict(feeds)], tensors=lowering.placer.tensors_to_calibrate())
+    wanted = weight_specs(entries)
+    seeing = [layer] if any(sees_data(layer, spec) for _, spec in wanted) else []
+    tensors = lowering.placer.tensors_to_calibrate()
+    seen = calibrate(alone, [dict(feeds)], tensors=tensors, moment_layers=seeing)
+    bank.compute(bank.read_cache(wanted), seen.moments)
     lowering.affines = affine_table(seen.statistics, activation_specs(entries))
     built = {}
     for name, scheme in {str(FLOAT32): FLOAT32, **forms}.items():

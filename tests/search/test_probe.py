@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ from autoq.model.prepare import prepare
 from autoq.model.single import among_integers, inputs_of, integer_input, single
 from autoq.model.target import Target
 from autoq.runtime.ort import open_session
-from autoq.search import probe as probing
+from autoq.runtime.timing import TimingPlan
 from autoq.search.candidates import all_candidates
-from autoq.search.probe import ProbeResult, Shape, judged, measured_costs, probe, shapes_of
+from autoq.search.probe import ProbeResult, Shape, build_forms, judged, measured_costs, probe, shapes_of
 from autoq.spec.hardware import load_profile
 from autoq.spec.probed import Finding
 from autoq.spec.space import load_space
@@ -110,7 +111,7 @@ def test_between_integers_a_layer_computes_what_it_does_between_conversions(net:
     alone = single(graph, layer, size, dtype)
     profile = load_profile("cpu-x86-onnxruntime", ".")
     values = np.random.default_rng(1).standard_normal(size).astype(np.float32)
-    built = probing._build(alone, layer, {"w8a8": Scheme.parse("w8a8@minmax")}, {layer.input: values}, profile)
+    built = build_forms(alone, layer, {"w8a8": Scheme.parse("w8a8@minmax")}, {layer.input: values}, profile)
     inside = among_integers(alone, layer, built["w8a8"])
     assert inside is not None
     model, floats, kind = inside
@@ -187,7 +188,9 @@ def test_the_command_writes_a_profile_that_layers_obeys(
     assert again.code == 0 and len(json.loads(again.out)["probed"]["findings"]) == 9
 
 
-def test_real_timings_of_a_layer(net: Net, tmp_path: Path) -> None:
+def test_real_timings_of_a_layer(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = TimingPlan(block_s=0.001, warm_s=0.001, max_sittings=4, limit_s=0.0)
+    monkeypatch.setattr(sys.modules[probe.__module__], "PLAN", plan)
     graph, layers, feeds = setting(net)
     profile, space = load_profile("cpu-x86-onnxruntime", "."), load_space("int8", Path())
     found = shapes_of(graph, all_candidates(graph, layers[3:], space, profile, 21), feeds)
