@@ -120,8 +120,8 @@ class Setting:
     """All that a search reads, checked before anything dear begins. ``model`` has its layers' MACs filled in.
 
     ``target`` is what candidates are written for and scored on. ``padding_mask`` is the input that says what
-    calibration leaves out. ``forms`` are the forms of the graph that candidates are written in: none until
-    :func:`choose_forms`.
+    calibration leaves out. ``mismatch`` says why the profile does not describe this machine, where the search was
+    forced. ``forms`` are the forms of the graph that candidates are written in: none until :func:`choose_forms`.
     """
 
     job: Job
@@ -136,6 +136,7 @@ class Setting:
     candidates: tuple[Candidates, ...]
     target: Target
     padding_mask: str | None = None
+    mismatch: str = ""
     forms: tuple[str, ...] = ()
     form_figures: tuple[FormFigure, ...] = ()
 
@@ -207,7 +208,7 @@ def read_setting(job: Job, *, force: bool = False, warn: Callable[[str], None] =
     """Reads all that ``job`` names, and checks it. Raises :class:`autoq.errors.AutoqError`."""
     space = load_space(job.space, job.base_dir)
     profile = load_profile(job.hardware, job.base_dir)
-    check_machine(profile, force, warn)
+    mismatch = check_machine(profile, force, warn)
     target = Target.load(profile.runtime.name, profile.runtime.arguments)
     metric = resolve_metric(job)
     model = read_model(job.model_path, equalized=space.equalization == "cross-layer")
@@ -235,6 +236,7 @@ def read_setting(job: Job, *, force: bool = False, warn: Callable[[str], None] =
         final=final,
         target=target,
         padding_mask=_padding_mask(job, specs),
+        mismatch=mismatch,
     )
 
 
@@ -374,6 +376,7 @@ def _search(
         final=True,
         stop_reason=stop_reason,
         notes=(
+            *_mark(setting),
             *_stop_notes(limits, search, stop_reason),
             *latency_notes,
             *_notes(setting, search, truths),
@@ -392,8 +395,11 @@ def _search(
 # Reading and starting ------------------------------------------------------------------------------------------------
 
 
-def check_machine(profile: Profile, force: bool, warn: Callable[[str], None]) -> None:
-    """Refuses a machine that ``profile`` does not describe (:class:`ProfileError`), or, with ``force``, warns of it."""
+def check_machine(profile: Profile, force: bool, warn: Callable[[str], None]) -> str:
+    """Refuses a machine that ``profile`` does not describe (:class:`ProfileError`), or, with ``force``, warns of it.
+
+    What it warns of comes back: records are marked with it. Empty where the profile fits.
+    """
     machine = describe()
     problems = fit(profile, machine).problems
     if problems and not force:
@@ -403,8 +409,11 @@ def check_machine(profile: Profile, force: bool, warn: Callable[[str], None]) ->
             f"profile {profile.name!r} does not describe this machine: {'; '.join(problems)}. {advice}, or search all "
             "the same with --force"
         )
-    if problems:
-        warn(f"measured on a machine that profile {profile.name!r} does not describe: {'; '.join(problems)}")
+    if not problems:
+        return ""
+    mark = f"measured on a machine that profile {profile.name!r} does not describe: {'; '.join(problems)}"
+    warn(mark)
+    return mark
 
 
 def _padding_mask(job: Job, inputs: Sequence[InputSpec]) -> str | None:
@@ -534,6 +543,7 @@ def _open_tracker(folder: RunFolder, record: dict[str, Any], setting: Setting, e
     before = record["tracking"]
     versions = {f"autoq.version.{name}": version for name, version in software_versions().items() if version}
     tags = {"autoq.model_sha256": setting.model.sha256, "autoq.profile": setting.profile.name}
+    tags |= {"autoq.machine_mismatch": setting.mismatch} if setting.mismatch else {}
     tags |= {"autoq.space": setting.space.name, "autoq.run_folder": str(folder.path.absolute())}
     return Tracker.open(
         uri,
@@ -921,7 +931,12 @@ def _front(
         trials_failed=failed,
         trials_pruned=pruned,
         wall_s=time.monotonic() - started,
+        notes=_mark(setting),
     )
+
+
+def _mark(setting: Setting) -> tuple[str, ...]:
+    return (setting.mismatch,) if setting.mismatch else ()
 
 
 def _front_files(search: Search, lowering: Lowering, target: Target) -> list[Path]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from autoq.core.scheme import FLOAT32
 from autoq.errors import ProfileError, RunError
 from autoq.model.bank import default_cache_dir
 from autoq.model.calibrate import output_shapes
@@ -84,12 +85,18 @@ def probe_model(
         feeds = _feeds(input_specs(source), settings.batch)
         layers = with_macs(model.layers, output_shapes(model.graph, model.layers, feeds))
     base = base if _is_named(base) else str((base_dir / base).resolve())
+    target = Target.load(profile.runtime.name, profile.runtime.arguments)
+    if not target.runs_onnx and profile.reference != FLOAT32:
+        raise ProfileError(
+            f"profile {profile.name!r} runs no float32 (its reference is {profile.reference}): single layers have "
+            "nothing to be timed against"
+        )
     found = all_candidates(model.graph, layers, chosen, profile, model.opset)
     result = probe(
         model.graph,
         shapes_of(model.graph, found, feeds),
         profile,
-        Target.load(profile.runtime.name, profile.runtime.arguments),
+        target,
         threads=settings.threads,
         batch=settings.batch,
         limit_s=seconds,

@@ -17,7 +17,7 @@ import yaml
 import autoq
 from autoq.core.identity import sha256_hex
 from autoq.core.objectives import constraint_violations, point_values
-from autoq.core.result import Trial
+from autoq.core.result import Estimate, Trial
 from autoq.errors import AutoqError, ProfileError
 from autoq.pipeline import Events, _padding_mask, _workload, read_setting, run_search
 from autoq.record.front import read_front
@@ -359,6 +359,34 @@ def test_a_profile_of_another_machine_needs_force(job: Path, uri: str) -> None:
     warnings: list[str] = []
     read_setting(found, force=True, warn=warnings.append)
     assert len(warnings) == 1 and "does not describe" in warnings[0]
+
+
+def test_an_estimated_search_with_limits_on_a_machine_that_does_not_match(job: Path, uri: str, tmp_path: Path) -> None:
+    """``npu-generic-int8`` from end to end: what is over a limit fails with its reason, and all is marked."""
+    profile = {
+        "version": 1,
+        "extends": "npu-generic-int8",
+        "name": "board",
+        "match": {"arch": ["riscv64"]},
+        "limits": {"file_bytes": 40_000},
+    }
+    (job.parent / "board.yaml").write_text(yaml.safe_dump(profile))
+    values = changed(job, uri, hardware="board.yaml", budget={"trials": 8}, objectives=["metric", "latency"])
+    result = run_search(values, out=tmp_path / "run", ray="off", force=True, events=Events())
+    failed = [trial.failure for trial in result.trials if trial.failure is not None]
+    assert failed and {failure.reason for failure in failed} == {"limit"}
+    assert all("limits.file_bytes is 40,000" in failure.message for failure in failed)
+    estimates = [trial.latency for trial in result.trials if trial.complete]
+    assert estimates and all(isinstance(each, Estimate) and each.reference == "w8a8@minmax" for each in estimates)
+    front = read_front(tmp_path / "run" / "front.json")
+    assert "does not describe" in front.notes[0] and "riscv64" in front.notes[0]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "does not describe" in page and "estimate" in page
+    (tracked,) = mlflow.MlflowClient(uri).search_runs(
+        [mlflow.MlflowClient(uri).get_experiment_by_name(front.name).experiment_id],
+        "tags.`autoq.profile` = 'board' and attributes.status = 'FINISHED'",
+    )
+    assert "riscv64" in tracked.data.tags["autoq.machine_mismatch"]
 
 
 def test_the_input_that_marks_padding(tmp_path: Path) -> None:
