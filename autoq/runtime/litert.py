@@ -6,8 +6,12 @@ is scored is the file, integers included: inputs are rounded to its grid as ``Qu
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +83,8 @@ class LiteRt:
         if data[4:8] != b"TFL3":  # LiteRT itself does not check
             raise TrialError("load", "LiteRT rejects the model: it is no TFLite file")
         try:
-            interpreter = self._interpreter(model_content=data, num_threads=threads)
+            with _first_words():
+                interpreter = self._interpreter(model_content=data, num_threads=threads)
             interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
             raise TrialError("load", f"LiteRT rejects the model: {_message(error)}") from error
@@ -140,6 +145,27 @@ class LiteRt:
             session.interpreter.invoke()
         except (RuntimeError, ValueError) as error:
             raise TrialError(reason, f"LiteRT failed to run the model: {_message(error)}") from error
+
+
+@contextlib.contextmanager
+def _first_words() -> Iterator[None]:
+    """Leaves out the line that LiteRT prints on stderr when a process makes its first interpreter; no option does."""
+    if not _SILENT.acquire(blocking=False):  # said already, or being said
+        yield
+        return
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+_SILENT = threading.Lock()
+"""Held from the first interpreter on."""
 
 
 def _interpreter() -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 
 from autoq.errors import TrialError
 from tests.models import Net, lowered, run
+from tests.small_job import environment
 
 pytest.importorskip("ai_edge_litert", reason="the extra [npu] is not installed")
 
@@ -77,3 +81,16 @@ def test_feeds_that_do_not_fit(files: tuple[bytes, bytes, Any], session: Session
         runtime.run(session, {"x": files[2]["x"][:0]}, 1)
     with pytest.raises(TrialError, match="takes no such input 'x'"):
         runtime.run(session, {"x": files[2]["x"][:, :2]}, 1)
+
+
+def test_nothing_is_printed(files: tuple[bytes, bytes, Any], tmp_path: Path) -> None:
+    """LiteRT greets on stderr, in each process once; stderr is whole again behind it."""
+    (tmp_path / "model.tflite").write_bytes(files[1])
+    code = (
+        "import sys; from pathlib import Path; from autoq.runtime.litert import LiteRt\n"
+        "for _ in range(2): LiteRt().open(Path(sys.argv[1]))\n"
+        "print('heard', file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "model.tflite")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
+    assert (done.stdout, done.stderr) == ("", "heard\n")
