@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container
 
 import numpy as np
+import numpy.typing as npt
 
 from autoq.core.scheme import ActivationSpec
 from autoq.model.graph import Graph
@@ -59,3 +60,36 @@ def aligned(
             if multiple >= _LEAST:
                 moved[key] = (np.float32(scale * multiple / DENOMINATOR), zero_point)
     return moved
+
+
+def rescaled(
+    scale: npt.NDArray[np.float32], source: np.float32, written: np.float32, read: np.float32
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Scales of weights with which an output at ``read`` has the factor that ``scale`` gives one at ``written``.
+
+    The factor is ``source * scale / output``, rounded to float32 twice, as kernels compute it. Where no scale gives the
+    very same, the nearest; the second array says where there is one.
+    """
+    wanted, near = source * scale / written, scale * (read / written)
+    best, same = near, np.zeros(scale.shape, np.bool_)
+    for ulps in range(-4, 5):
+        other = _moved(near, ulps)
+        fits = source * other / read == wanted
+        best, same = np.where(fits, other, best), same | fits
+    return best, same
+
+
+def rescalable(
+    scale: npt.NDArray[np.float32], source: np.float32, written: np.float32, read: np.float32
+) -> npt.NDArray[np.float32]:
+    """``scale`` moved by a few units in its last place to where :func:`rescaled` finds the very same factor."""
+    best, done = scale, np.zeros(scale.shape, np.bool_)
+    for ulps in (0, 1, -1, 2, -2, 3, -3, 4, -4):
+        other = _moved(scale, ulps)
+        fits = rescaled(other, source, written, read)[1] & ~done
+        best, done = np.where(fits, other, best), done | fits
+    return best
+
+
+def _moved(values: npt.NDArray[np.float32], ulps: int) -> npt.NDArray[np.float32]:
+    return (values.view(np.int32) + ulps).view(np.float32)

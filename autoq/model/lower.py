@@ -17,6 +17,7 @@ Names: a quantized tensor ``T`` has ``T::q`` (integers), ``T::s`` and ``T::z`` (
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +31,7 @@ from autoq.core.policy import Policy
 from autoq.core.scheme import ActivationSpec, Floats, Scheme, WeightSpec
 from autoq.errors import TrialError
 from autoq.model.activations import ACTIVATIONS, UNIT, slope, written_at
-from autoq.model.aligned import aligned
+from autoq.model.aligned import aligned, rescalable
 from autoq.model.assemble import assemble, live, without_notes
 from autoq.model.barriers import barriers
 from autoq.model.corrections import added_bias
@@ -323,6 +324,9 @@ class _Builder:
             line = np.full(layer.channels, attribute(gate, "beta", 0.5) / attribute(gate, "alpha", 0.2), np.float32)
             bias = line if bias is None else bias + line
         input_scale = self._affine(self.read(layer, scheme.activation), scheme.activation)[0]
+        if layer.node in self.biased:
+            scales = rescalable(np.atleast_1d(weight.scale), input_scale, written_at(gate)[0], UNIT[0])
+            weight = dataclasses.replace(weight, scale=scales.reshape(weight.scale.shape))
         node.input[layer.weight_index], bias_name = self.stored.integer(layer, scheme.weight, weight, bias, input_scale)
         if bias_name is not None:
             _set_input(node, 2, bias_name)

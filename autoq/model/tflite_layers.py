@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
+from autoq.model.aligned import rescaled
 from autoq.model.graph import attribute
 from autoq.model.tflite_file import Grid
 from autoq.model.tflite_read import Ending, real_constant, refusal, stored_integers
@@ -137,7 +138,9 @@ def _layer(emitter: Emitter, node: onnx.NodeProto, value: Value, weights: _Weigh
     gain, shift = _between(found)
     scaled = replace(weights, bias=(weights.bias + shift) * float(np.float32(gain)))
     if gain != 1:
-        scaled = replace(scaled, scale=_rescaled(weights.scale, value.grid, found))
+        assert found.read is not None
+        scales = (np.float32(grid.scale) for grid in (value.grid, found.written, found.read))
+        scaled = replace(scaled, scale=rescaled(weights.scale, *scales)[0])
     plain = replace(found, written=found.read, read=found.read)
     emitter.keep(
         plain,
@@ -145,20 +148,6 @@ def _layer(emitter: Emitter, node: onnx.NodeProto, value: Value, weights: _Weigh
             [value], found.read or found.written, lambda v, grid: write(v, grid, emitter.fused(node, plain), scaled)
         ),
     )
-
-
-def _rescaled(scale: np.ndarray, reads: Grid, found: Ending) -> np.ndarray:
-    """Scales of weights with which a result has on the grid that is read the very factor that it had on the one that
-    was written: ``reads * weight / output`` in float32, as kernels compute it."""
-    assert found.written is not None and found.read is not None
-    source, written, read = (np.float32(grid.scale) for grid in (reads, found.written, found.read))
-    wanted = source * scale / written
-    near = scale * (read / written)
-    best = near
-    for steps in range(-4, 5):
-        other = (near.view(np.int32) + steps).view(np.float32)
-        best = np.where(source * other / read == wanted, other, best)
-    return best
 
 
 def _between(found: Ending) -> tuple[float, float]:

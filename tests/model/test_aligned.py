@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from autoq.model.aligned import DENOMINATOR
+from autoq.model.aligned import DENOMINATOR, rescalable, rescaled
 from autoq.model.graph import Graph
 from tests.models import Lowered, Net, lowered, run
 
@@ -65,3 +65,16 @@ def test_scales_hardly_move(residual: Lowered) -> None:
     outputs = [run(each.build("w8a8@minmax"), residual.feeds) for each in (plain, residual)]
     (one,), (other,) = (list(each.values()) for each in outputs)
     assert 0 < np.abs(one - other).max() <= 0.05 * np.abs(one).max()
+
+
+def test_a_factor_is_the_same_on_both_grids() -> None:
+    """Of a HardSigmoid's layer, whose integers are written on one grid and read on another; many scales stay."""
+    rng = np.random.default_rng(5)
+    for _ in range(50):
+        source, written, read = (np.float32(value) for value in (rng.uniform(1e-3, 1), 6 / 255, 1 / 255))
+        scale = rng.uniform(1e-4, 1e-1, 64).astype(np.float32)
+        moved = rescalable(scale, source, written, read)
+        assert np.abs(moved.view(np.int32) - scale.view(np.int32)).max() <= 4
+        assert np.mean(moved == scale) > 0.3
+        other, same = rescaled(moved, source, written, read)
+        assert same.all() and np.array_equal(source * other / read, source * moved / written)

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autoq.errors import TrialError
+from autoq.errors import ProfileError, TrialError
 from tests.models import Net, lowered, run
 from tests.small_job import environment
 
 pytest.importorskip("ai_edge_litert", reason="the extra [npu] is not installed")
 
 from autoq.model.tflite import to_tflite
-from autoq.runtime.base import InputSpec
+from autoq.runtime.base import InputSpec, load_runtime
 from autoq.runtime.litert import LiteRt, Port, Session
 
 
@@ -34,6 +34,13 @@ def files() -> tuple[bytes, bytes, dict[str, np.ndarray]]:
 @pytest.fixture
 def session(files: tuple[bytes, bytes, dict[str, np.ndarray]]) -> Session:
     return LiteRt().open(files[1])
+
+
+def test_without_its_package_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+    with pytest.raises(ProfileError, match="'litert' cannot be imported"):
+        load_runtime("litert")
 
 
 def test_data_is_in_the_form_of_the_onnx_model(files: tuple[bytes, bytes, Any], session: Session) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,12 @@ def test_the_gauge(tmp_path: Path) -> None:
 def test_options_that_make_no_gauge(options: dict[str, Any], runtime: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match=message):
         load_gauge("vela", tmp_path / "reference.tflite", {}, runtime=runtime, options=options)
+
+
+def test_without_vela_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ethosu", None)
+    with pytest.raises(ProfileError, match=r"pip install 'autoq\[npu\]'"):
+        load_gauge("vela", tmp_path / "reference.tflite", {}, runtime="litert", options={"npu": "ethos-u55-256"})
 
 
 def test_vela_that_fails() -> None:
