@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
     from autoq.core.result import Trial
     from autoq.result import SearchResult, SensitivityResult
+    from autoq.targets import TargetsOutcome
 
 __version__ = "0.1.0"
-__all__ = ["AutoqError", "SearchResult", "SensitivityResult", "load", "search", "sensitivity"]
+__all__ = ["AutoqError", "SearchResult", "SensitivityResult", "load", "search", "search_targets", "sensitivity"]
 
 
 def __getattr__(name: str) -> Any:
@@ -89,6 +90,28 @@ def search(
         events=events,
     )
     return SearchResult(outcome.front, outcome.trials, outcome.path)
+
+
+def search_targets(job: str | Path | Mapping[str, Any], **options: Any) -> TargetsOutcome:
+    """Runs a job whose ``hardware`` is a list: a search for each profile, then every file on each of them.
+
+    ``options`` are those of :func:`search`; ``on_step``, ``on_trial`` and ``on_warning`` are told of every target's.
+    The outcome has each target's own front (``fronts``) and what was found of all files on all targets (``targets``).
+    """
+    import warnings
+
+    from autoq.pipeline import Events
+    from autoq.targets import run_targets
+
+    on_trial = options.pop("on_trial", lambda trial: None)
+    events = Events(
+        step=options.pop("on_step", lambda text: None),
+        trial=lambda trial, search: on_trial(trial),
+        warn=options.pop("on_warning", lambda text: warnings.warn(text, stacklevel=2)),
+    )
+    if "time" in options:
+        options["time_limit"] = options.pop("time")
+    return run_targets(job, events=events, **options)
 
 
 def sensitivity(

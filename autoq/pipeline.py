@@ -21,7 +21,7 @@ from autoq.core.policy import Policy
 from autoq.core.proxy import ProxyTruth
 from autoq.core.result import Estimate, FormGain, Front, FrontPoint, Latency, MetricPair, StopReason, Trial
 from autoq.core.scheme import FLOAT32
-from autoq.errors import AutoqError, DataError, MetricError, ProfileError, RunError, TrialError
+from autoq.errors import AutoqError, DataError, JobError, MetricError, ProfileError, RunError, TrialError
 from autoq.model.bank import BANK_VERSION, default_cache_dir
 from autoq.model.calibrate import output_shapes
 from autoq.model.corrections import CORRECTION_VERSION
@@ -116,6 +116,23 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TakenOver:
+    """What a search takes over from searches of the same job for other hardware.
+
+    ``known`` has the metric on the search split of files, by SHA-256, that were scored with the same arithmetic.
+    ``seeds`` are policies to begin with, whose schemes are taken as near as they can be had here. ``parent_run`` is the
+    MLflow run that this search's is shown under.
+    """
+
+    known: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    seeds: tuple[tuple[str, Policy], ...] = ()
+    parent_run: str | None = None
+
+
+NOTHING = TakenOver()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """All that a search reads, checked before anything dear begins. ``model`` has its layers' MACs filled in.
 
@@ -169,6 +186,7 @@ def run_search(
     force: bool = False,
     base_dir: str | Path | None = None,
     events: Events | None = None,
+    taken_over: TakenOver = NOTHING,
 ) -> Outcome:
     """Runs a job: reads and checks everything, calibrates, searches, checks the front on unseen data, records it.
 
@@ -188,12 +206,12 @@ def run_search(
         recorded = folder.read() if resume else {}
         setting = choose_forms(setting, recorded, step=events.step)
         record = _record(folder, setting, recorded)
-        tracker = _open_tracker(folder, record, setting, events)
+        tracker = _open_tracker(folder, record, setting, taken_over, events)
         record["tracking"] = {"uri": tracker.uri, "run_id": tracker.run_id}
         folder.write(record)
         status = "FAILED"
         try:
-            front, found = _search(folder, setting, tracker, started, ray, workers, events)
+            front, found = _search(folder, setting, taken_over, tracker, started, ray, workers, events)
             folder.write(record | {"stop_reason": front.stop_reason})
             status = "FINISHED"
         except KeyboardInterrupt:
@@ -206,6 +224,11 @@ def run_search(
 
 def read_setting(job: Job, *, force: bool = False, warn: Callable[[str], None] = lambda text: None) -> Setting:
     """Reads all that ``job`` names, and checks it. Raises :class:`autoq.errors.AutoqError`."""
+    if job.then_on:
+        raise JobError(
+            f"hardware: one profile is asked for here, and the job names {len(job.targets)} "
+            f"({', '.join(job.targets)}); `autoq search` and `autoq.search_targets` take several"
+        )
     space = load_space(job.space, job.base_dir)
     profile = load_profile(job.hardware, job.base_dir)
     mismatch = check_machine(profile, force, warn)
@@ -243,6 +266,7 @@ def read_setting(job: Job, *, force: bool = False, warn: Callable[[str], None] =
 def _search(
     folder: RunFolder,
     setting: Setting,
+    taken_over: TakenOver,
     tracker: Tracker,
     started: float,
     ray: str,
@@ -256,12 +280,12 @@ def _search(
     events.step("measuring float32")
     answers = _float32_answers(setting)
     if setting.profile.reference == FLOAT32:
-        gauge = _gauge(setting, setting.model.path)
+        gauge = gauge_of(setting, setting.model.path)
         baseline = _baseline(setting, answers, gauge, folder)
         lowering = groundwork_of(setting, step=events.step)
     else:
         lowering = groundwork_of(setting, step=events.step)
-        gauge = _gauge(setting, _reference_file(setting, lowering, folder))
+        gauge = gauge_of(setting, _reference_file(setting, lowering, folder))
         baseline = _baseline(setting, answers, gauge, folder)
     form = _form_gain(setting, lowering, gauge)
     predicted = _prediction(setting, lowering, events)
@@ -312,12 +336,12 @@ def _search(
             tracker.log_trial(untracked.popleft())
 
     events.step("starting workers" if ray != "off" else "searching")
-    workload = _workload(setting, lowering, _steps(setting, answers))
+    workload = _workload(setting, lowering, _steps(setting, answers), taken_over.known)
     executor = _executor(workload, gauge, ray, workers)
     try:
         search = Search(
             problem=problem,
-            proposer=_proposer(setting, problem, predicted, latency),
+            proposer=_proposer(setting, problem, predicted, latency, taken_over.seeds),
             executor=executor,
             log=log,
             models=folder.models,
@@ -534,17 +558,27 @@ def _layer_records(model: SourceModel, forms: tuple[str, ...], integer_products:
     ]
 
 
-def _open_tracker(folder: RunFolder, record: dict[str, Any], setting: Setting, events: Events) -> Tracker:
-    job = setting.job
+def tracking_uri_of(job: Job) -> str:
+    """The job's MLflow server, or the default one."""
     uri = job.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None:
         RUNS.mkdir(exist_ok=True)
         uri = f"sqlite:///{(RUNS / 'mlflow.db').absolute()}"
+    return uri
+
+
+def _open_tracker(
+    folder: RunFolder, record: dict[str, Any], setting: Setting, taken_over: TakenOver, events: Events
+) -> Tracker:
+    job = setting.job
+    uri = tracking_uri_of(job)
     before = record["tracking"]
     versions = {f"autoq.version.{name}": version for name, version in software_versions().items() if version}
     tags = {"autoq.model_sha256": setting.model.sha256, "autoq.profile": setting.profile.name}
     tags |= {"autoq.machine_mismatch": setting.mismatch} if setting.mismatch else {}
     tags |= {"autoq.space": setting.space.name, "autoq.run_folder": str(folder.path.absolute())}
+    if taken_over.parent_run is not None:
+        tags["mlflow.parentRunId"] = taken_over.parent_run
     return Tracker.open(
         uri,
         experiment=job.tracking.experiment or job.name,
@@ -556,7 +590,8 @@ def _open_tracker(folder: RunFolder, record: dict[str, Any], setting: Setting, e
     )
 
 
-def _gauge(setting: Setting, reference: Path) -> Gauge:
+def gauge_of(setting: Setting, reference: Path) -> Gauge:
+    """What takes latency and memory as the profile has it, against the file ``reference``."""
     profile = setting.profile
     latency = profile.latency_with(setting.job.latency)
     plan = None
@@ -577,6 +612,13 @@ def _gauge(setting: Setting, reference: Path) -> Gauge:
     )
 
 
+def reference_path(setting: Setting, run: Path) -> Path:
+    """The file that latencies of the search in the folder ``run`` are against."""
+    if setting.profile.reference == FLOAT32:
+        return setting.model.path
+    return run / f"reference{setting.target.suffix}"
+
+
 def _reference_file(setting: Setting, lowering: Lowering, folder: RunFolder) -> Path:
     """The uniform candidate that stands for float32 where the hardware cannot run that; kept in the run folder."""
     wanted = setting.profile.reference
@@ -584,7 +626,7 @@ def _reference_file(setting: Setting, lowering: Lowering, folder: RunFolder) -> 
         entry.layer.name: nearest_of(wanted, entry.schemes) if wanted not in entry.schemes else wanted
         for entry in setting.candidates
     }
-    path = folder.path / f"reference{setting.target.suffix}"
+    path = reference_path(setting, folder.path)
     try:
         model = setting.target.write(lowering.build(lowering.canonical(Policy.of(schemes))))
     except TrialError as error:
@@ -646,7 +688,7 @@ def _baseline(setting: Setting, answers: Mapping[str, np.ndarray], gauge: Gauge,
         measured = gauge.measure(gauge.baseline)
     except TrialError as error:
         raise MetricError(f"the {what} cannot be scored or measured: {error}") from None
-    if measured.peak_memory_bytes is None and _wants_memory(setting.job):
+    if measured.peak_memory_bytes is None and wants_memory(setting.job):
         raise ProfileError(
             f"profile {setting.profile.name!r} tells no peak memory (measure.by: {setting.profile.measure.by}): take "
             "peak_memory from objectives and constraints"
@@ -671,7 +713,8 @@ def _baseline(setting: Setting, answers: Mapping[str, np.ndarray], gauge: Gauge,
     )
 
 
-def _wants_memory(job: Job) -> bool:
+def wants_memory(job: Job) -> bool:
+    """Whether the job asks for the peak memory of its models."""
     return "peak_memory" in job.objectives or job.constraints.max_peak_memory_ratio is not None
 
 
@@ -796,9 +839,14 @@ def _latency(
 
 
 def _proposer(
-    setting: Setting, problem: Problem, predicted: Sensitivity | None, latency: LatencyModel | None
+    setting: Setting,
+    problem: Problem,
+    predicted: Sensitivity | None,
+    latency: LatencyModel | None,
+    given: Sequence[tuple[str, Policy]] = (),
 ) -> Proposer:
-    """First what is predicted to trace the front: uniform policies, and at most :data:`PREDICTED_SEEDS` others or half
+    """First those that are ``given``, at most a quarter of the budget; then what is predicted to trace the front:
+    uniform policies, and at most :data:`PREDICTED_SEEDS` others or half
     of the budget. Then the sampler's, with the other uniform policies among them. Without predictions, all of these
     come first."""
     uniform = problem.uniform_seeds()
@@ -810,6 +858,21 @@ def _proposer(
     if predicted:
         found, later = opening_seeds(setting.candidates, predicted, profile, uniform, max(count, 0), times)
         first = [(name, {layer: seed[layer] for layer in problem.choices}) for name, seed in found]
+    offered = {entry.layer.name: entry.schemes for entry in setting.candidates}
+    first = [
+        *(
+            (
+                name,
+                {
+                    layer: nearest_of(scheme, offered[layer])
+                    for layer, scheme in policy.items_
+                    if layer in problem.choices
+                },
+            )
+            for name, policy in given[: setting.job.budget.trials // 4]
+        ),
+        *first,
+    ]
     believed = proxies(setting.candidates, predicted, profile, setting.job.objectives, times) if predicted else None
     return Proposer(
         problem.choices,
@@ -824,7 +887,9 @@ def _proposer(
     )
 
 
-def _workload(setting: Setting, lowering: Lowering, steps: Steps | None = None) -> Workload:
+def _workload(
+    setting: Setting, lowering: Lowering, steps: Steps | None = None, known: Mapping[str, float] | None = None
+) -> Workload:
     return Workload(
         model=setting.model.graph.model.SerializeToString(),
         layers=setting.model.layers,
@@ -843,6 +908,7 @@ def _workload(setting: Setting, lowering: Lowering, steps: Steps | None = None) 
         steps=steps,
         runtime=setting.profile.runtime.name,
         runtime_options=setting.profile.runtime.arguments,
+        known=known or {},
     )
 
 

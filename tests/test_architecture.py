@@ -20,7 +20,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "__main__",
         "cli",
         "autoq",
-        "result layerwise probing",
+        "result layerwise probing targets",
         "pipeline",
         "search record",
         "model",

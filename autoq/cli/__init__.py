@@ -89,6 +89,15 @@ def search(job: Path, out: Path | None, resume: bool, quiet: bool, **options: ob
 
     if resume and out is None:
         raise click.UsageError("--resume continues the search in a folder: say which with --out")
+    from autoq.spec.job import load_job
+
+    if len(load_job(job).targets) > 1:
+        from autoq.cli.progress import targets_with_progress
+        from autoq.cli.targets_view import print_targets
+
+        found = targets_with_progress(job, quiet=quiet, out=out, resume=resume, **options)
+        print_targets(found.targets, found.path)
+        return
     outcome = run_with_progress(job, quiet=quiet, out=out, resume=resume, **options)
     print_front(outcome.front)
     print_next_steps(outcome)
@@ -105,6 +114,9 @@ def front(run: Path, as_json: bool, how: str | None, **options: Any) -> None:
     from autoq.record.front import front_json, read_front
     from autoq.record.run_folder import RunFolder
 
+    if (run / "targets.json").exists():
+        _show_targets(run, as_json)
+        return
     found = read_front(RunFolder(run).front)
     asked = how is not None or any(value is not None for value in options.values())
     choice = choose(found, how, **wish(options)) if asked else None
@@ -113,6 +125,20 @@ def front(run: Path, as_json: bool, how: str | None, **options: Any) -> None:
         return
     print_front(found, choice)
     refuse_empty(found)
+
+
+def _show_targets(run: Path, as_json: bool) -> None:
+    from autoq.cli.targets_view import print_targets
+    from autoq.errors import RunError
+    from autoq.record.targets import TARGETS_FILE, read_targets_record
+
+    targets = read_targets_record(run).targets
+    if targets is None:
+        raise RunError(f"the search in {run} has not finished; its targets have folders of their own there")
+    if as_json:
+        click.echo((run / TARGETS_FILE).read_text(), nl=False)
+    else:
+        print_targets(targets, run)
 
 
 @cli.command()

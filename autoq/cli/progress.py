@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,18 +19,30 @@ from autoq.pipeline import RUNS, Events, Outcome, run_search
 from autoq.record.run_folder import free_name
 from autoq.search.loop import Search
 from autoq.spec.job import load_job
+from autoq.targets import TargetsOutcome, run_targets
 
 _LINE_EVERY_S = 20.0
+
+Found = TypeVar("Found")
 
 
 def run_with_progress(source: Path, *, quiet: bool, **options: Any) -> Outcome:
     """:func:`autoq.pipeline.run_search`, watched."""
+    return _watched(run_search, source, quiet, options)
+
+
+def targets_with_progress(source: Path, *, quiet: bool, **options: Any) -> TargetsOutcome:
+    """:func:`autoq.targets.run_targets`, watched."""
+    return _watched(run_targets, source, quiet, options)
+
+
+def _watched(run: Callable[..., Found], source: Path, quiet: bool, options: dict[str, Any]) -> Found:
     console = Console(stderr=True, highlight=False)
     job = load_job(source).overridden(trials=options["trials"], time=options["time_limit"])
     if quiet:
-        return run_search(job, events=Events(warn=_warner(console)), **_rest(options, job))
+        return run(job, events=Events(warn=_warner(console)), **_rest(options, job))
     if not console.is_terminal:
-        return run_search(job, events=_lines(console, job.budget.trials), **_rest(options, job))
+        return run(job, events=_lines(console, job.budget.trials), **_rest(options, job))
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -52,7 +64,7 @@ def run_with_progress(source: Path, *, quiet: bool, **options: Any) -> Outcome:
             trial=on_trial,
             warn=_warner(console),
         )
-        return run_search(job, events=events, **_rest(options, job))
+        return run(job, events=events, **_rest(options, job))
 
 
 def losses_with_progress(source: Path, *, quiet: bool, out: Path | None, **options: Any) -> tuple[LayerLosses, Path]:

@@ -32,7 +32,8 @@ class Workload:
     ``model`` is the serialized prepared model; ``inputs`` [rows, ...] and ``targets`` [rows] are the search split;
     ``metric`` is the job's metric as plain data, with ``base_dir`` to find its file. ``forms`` are those that
     candidates are written in. ``steps`` is how they are scored; ``None`` is on all rows at once. ``runtime``, made with
-    ``runtime_options``, is what they are scored on (:data:`autoq.runtime.base.RUNTIMES`).
+    ``runtime_options``, is what they are scored on (:data:`autoq.runtime.base.RUNTIMES`). ``known`` has the
+    metric of files, by SHA-256, that were scored so already.
     """
 
     model: bytes
@@ -53,6 +54,7 @@ class Workload:
     steps: Steps | None = None
     runtime: str = "onnxruntime"
     runtime_options: Mapping[str, Any] = field(default_factory=dict)
+    known: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,9 +127,11 @@ class Evaluator:
         work = self.workload
         try:
             model = _timed(seconds, "build", build)
+            sha256, bits = hashlib.sha256(model).hexdigest(), weight_bits_mean(work.layers, policy)
+            if (known := work.known.get(sha256)) is not None:
+                return Scored(model=model, metric=known, sha256=sha256, weight_bits_mean=bits, seconds=seconds)
             session = _timed(seconds, "load", lambda: self.target.runtime.open(model, threads=work.threads))
             outputs, pruned = _timed(seconds, "metric", lambda: self._outputs(session, hurdle.for_size(len(model))))
-            sha256, bits = hashlib.sha256(model).hexdigest(), weight_bits_mean(work.layers, policy)
             if pruned is not None:
                 return Dropped(
                     pruned=pruned, size_bytes=len(model), sha256=sha256, weight_bits_mean=bits, seconds=seconds

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from autoq.core.objectives import Constraints, Direction, Objective
 from autoq.errors import JobError
@@ -161,10 +162,20 @@ class LatencyChoice(Fields):
     samples: Annotated[int, Field(ge=2, le=100_000)] | None = None
 
 
-def _one_hardware(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        raise ValueError("one hardware profile to a job for now; run one job for each")
+def _each_profile_once(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(value)) != len(value):
+        raise ValueError("names a profile twice")
     return value
+
+
+Hardware = Annotated[
+    tuple[Text, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    AsTuple,
+    Field(min_length=1),
+    AfterValidator(_each_profile_once),
+]
+"""A profile, or a list of them: a search for each."""
 
 
 class _JobFields(Fields):
@@ -173,7 +184,7 @@ class _JobFields(Fields):
     model: ModelFile = Field(examples=["{path: model.onnx}"])
     data: Data = Field(examples=["{calibration: {path: train.npz}, search: {path: val.npz}, final: {path: test.npz}}"])
     metric: MetricChoice = Field(examples=["{name: accuracy}"])
-    hardware: Annotated[Text, BeforeValidator(_one_hardware)] = Field(examples=["cpu-x86-onnxruntime"])
+    hardware: Hardware = Field(examples=["cpu-x86-onnxruntime"])
     space: Text = "default"
     objectives: Annotated[tuple[Objective, ...], AsTuple, Field(min_length=1)] = ("metric", "latency", "size")
     constraints: _ConstraintFields = _ConstraintFields()
@@ -206,7 +217,11 @@ class _JobFields(Fields):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A checked job. Paths in it are as written, relative to ``base_dir``, which is absolute."""
+    """A checked job. Paths in it are as written, relative to ``base_dir``, which is absolute.
+
+    ``hardware`` is the profile that it is searched for; ``then_on`` are others, each with a search of its own
+    (:mod:`autoq.targets`).
+    """
 
     name: str
     model: ModelFile
@@ -221,7 +236,17 @@ class Job:
     search: SearchChoice = field(default_factory=SearchChoice)
     tracking: Tracking = field(default_factory=Tracking)
     latency: LatencyChoice = field(default_factory=LatencyChoice)
+    then_on: tuple[str, ...] = ()
     base_dir: Path
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Every profile that is searched for, in order."""
+        return self.hardware, *self.then_on
+
+    def on(self, profile: str) -> Job:
+        """The same job for one profile alone."""
+        return dataclasses.replace(self, hardware=profile, then_on=())
 
     @property
     def model_path(self) -> Path:
@@ -242,7 +267,7 @@ class Job:
             "model": _dump(self.model),
             "data": _dump(self.data),
             "metric": metric,
-            "hardware": self.hardware,
+            "hardware": list(self.targets) if self.then_on else self.hardware,
             "space": self.space,
             "objectives": list(self.objectives),
             "constraints": {name: bound for name, bound in bounds.items() if bound is not None},
@@ -300,7 +325,8 @@ def load_job(source: str | Path | Mapping[str, Any] | Job, base_dir: str | Path 
         model=fields.model,
         data=fields.data,
         metric=fields.metric,
-        hardware=fields.hardware,
+        hardware=fields.hardware[0],
+        then_on=fields.hardware[1:],
         space=fields.space,
         objectives=fields.objectives,
         constraints=fields.constraints.bounds,

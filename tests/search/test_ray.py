@@ -22,7 +22,7 @@ import autoq
 from autoq.core.policy import Policy
 from autoq.core.result import Failure
 from autoq.errors import MetricError, RunError
-from autoq.pipeline import Setting, _gauge, _workload, read_setting
+from autoq.pipeline import Setting, gauge_of, _workload, read_setting
 from autoq.runtime.ort import open_session, run_batches
 from autoq.search import fidelity, ray_executor
 from autoq.search.evaluate import Dropped, Scored, Workload
@@ -109,7 +109,7 @@ class Bench:
 
     def executor(self, address: str, workers: int = 2) -> RayExecutor:
         return RayExecutor(
-            self.workload, _gauge(self.setting, self.setting.model.path), address=address, workers=workers
+            self.workload, gauge_of(self.setting, self.setting.model.path), address=address, workers=workers
         )
 
 
@@ -130,7 +130,7 @@ def bench(job: Path) -> Bench:
     policies += [
         lowering.canonical(Policy.of({n: s[i] for n, s in zip(names, schemes, strict=True)})) for i in range(1, 5)
     ]
-    local = LocalExecutor(workload, _gauge(setting, setting.model.path))
+    local = LocalExecutor(workload, gauge_of(setting, setting.model.path))
     expected = [dataclasses.replace(found, seconds={}) for found in local.score(policies)]  # type: ignore[type-var]
     assert all(isinstance(found, Scored) for found in expected)
     local.close()
@@ -149,7 +149,7 @@ def stepwise(bench: Bench) -> tuple[Bench, list[Hurdle]]:
     hurdles = [Hurdle(rivals=((0, 0.01, "a"),)), Hurdle(max_drop=0.02), Hurdle()] * 10
     hurdles = hurdles[: len(bench.policies)]
     workload = dataclasses.replace(bench.workload, steps=steps)
-    local = LocalExecutor(workload, _gauge(setting, setting.model.path))
+    local = LocalExecutor(workload, gauge_of(setting, setting.model.path))
     expected = plain(list(local.score(bench.policies, hurdles)))
     local.close()
     return dataclasses.replace(bench, workload=workload, expected=expected), hurdles  # type: ignore[type-var]
@@ -195,7 +195,7 @@ def test_polishes_on_workers_are_those_of_this_process(cluster: Any, bench: Benc
     items = [PolishItem(policy=policy, deadline=time.time() + 600) for policy in bench.policies[6:]]
     items.insert(0, PolishItem(policy=bench.policies[0], deadline=0.0))
     local, executor = (
-        LocalExecutor(bench.workload, _gauge(bench.setting, bench.setting.model.path)),
+        LocalExecutor(bench.workload, gauge_of(bench.setting, bench.setting.model.path)),
         bench.executor(cluster.address),
     )
     try:
@@ -299,7 +299,7 @@ def test_a_cluster_without_a_free_core_is_an_error_after_a_while(
 
 def test_workers_that_cannot_find_the_metric_say_so(cluster: Any, bench: Bench) -> None:
     work = dataclasses.replace(bench.workload, metric={"function": "elsewhere.py:accuracy", "direction": "maximize"})
-    executor = RayExecutor(work, _gauge(bench.setting, bench.setting.model.path), address=cluster.address, workers=1)
+    executor = RayExecutor(work, gauge_of(bench.setting, bench.setting.model.path), address=cluster.address, workers=1)
     try:
         with pytest.raises(RunError, match=r"a Ray worker cannot take up the work: .*elsewhere\.py: no such file"):
             list(executor.score(bench.policies))
@@ -375,4 +375,4 @@ def test_local_ray_does_the_same_and_leaves_no_process_behind(job: Path, alone: 
 def test_a_wrong_metric_without_ray_is_the_same_error(bench: Bench) -> None:
     work = dataclasses.replace(bench.workload, metric={"function": "elsewhere.py:accuracy", "direction": "maximize"})
     with pytest.raises(MetricError, match=r"elsewhere\.py: no such file"):
-        LocalExecutor(work, _gauge(bench.setting, bench.setting.model.path))
+        LocalExecutor(work, gauge_of(bench.setting, bench.setting.model.path))
