@@ -121,7 +121,8 @@ def export_choice(
         (out / name).unlink(missing_ok=True)
     runtime = manifest["runtime"]
     gauge = folder.read().get("identity", {}).get("hardware", {}).get("measure", {"by": METER, "options": {}})
-    makers = {runtime["name"]: runtime["options"], gauge["by"]: gauge["options"]}
+    # What is scored anew in another form is for another runtime.
+    makers = {} if form else {runtime["name"]: runtime["options"], gauge["by"]: gauge["options"]}
     written = [file for name, given in makers.items() if name in ALSO for file in ALSO[name](model, out, given)]
     if written:
         manifest["also"] = {name: sha256_hex((out / name).read_bytes()) for name in written}

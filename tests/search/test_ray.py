@@ -22,7 +22,7 @@ import autoq
 from autoq.core.policy import Policy
 from autoq.core.result import Failure
 from autoq.errors import MetricError, RunError
-from autoq.pipeline import Setting, gauge_of, _workload, read_setting
+from autoq.pipeline import Setting, _workload, gauge_of, read_setting
 from autoq.runtime.ort import open_session, run_batches
 from autoq.search import fidelity, ray_executor
 from autoq.search.evaluate import Dropped, Scored, Workload
