@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from autoq import __version__
+from autoq.cli.measure import measure
 from autoq.cli.profile import profile
 from autoq.errors import AutoqError
 
@@ -225,6 +226,7 @@ def layers(model: Path, hardware: str, space: str, as_json: bool) -> None:
 
 
 cli.add_command(profile)
+cli.add_command(measure)
 
 
 @cli.command()
