@@ -14,7 +14,7 @@ A few sittings can agree by chance. A float32 ResNet-20's have 0.3 to 0.5 % on a
 _QUANTILE = 0.985
 """Of Student's distribution. A 95 % interval would want 0.975: this pays for ending with the first one narrow enough.
 
-In simulation the truth is inside in 94.4 to 99.7 % of measurements then, whatever the spread (tests, benchmarks).
+In simulation the truth is inside in at least 94 % of measurements then, whatever the spread (the tests do it).
 """
 
 _TRIM = 8
