@@ -182,11 +182,11 @@ class Meter:
             calm = [each for each in every if not each.disturbed(plan, best_ms)]
             spent_s, lost = time.monotonic() - start, len(every) - len(calm)
             # Where most are disturbed, waiting for calm ones would take for ever: others count then, and it is marked.
-            late = spent_s >= plan.limit_s * len(candidates) or lost > max(2 * plan.min_sittings, len(calm))
+            patience = max(min(2 * plan.min_sittings, plan.max_sittings), len(calm))
             kept = calm
-            if late and 4 * len(calm) < 3 * plan.min_sittings:
+            if len(calm) < plan.min_sittings and (lost > patience or spent_s >= plan.limit_s * len(candidates)):
                 kept = [each for each in every if not each.slowed(plan, best_ms)]
-                kept = kept if 4 * len(kept) >= 3 * plan.min_sittings else every
+                kept = kept if len(kept) >= plan.min_sittings else every
             # One candidate beside float32, which nobody may care for: its first sitting can tell.
             if enough(kept, plan, spent_s) or (math.isfinite(idle_above) and clearly_above(every, idle_above)):
                 break
