@@ -85,7 +85,7 @@ class LiteRt:
         try:
             with _first_words():
                 interpreter = self._interpreter(model_content=data, num_threads=threads)
-            interpreter.allocate_tensors()
+                interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
             raise TrialError("load", f"LiteRT rejects the model: {_message(error)}") from error
         axes = _axes(data)
