@@ -185,7 +185,7 @@ def _in_openvino(runtime: Any, path: Path, names: LayerNames, layer: Layer) -> s
 
 
 def _on_accelerator(path: Path, feeds: Mapping[str, np.ndarray]) -> str:
-    found = operations(path, {name: values.shape for name, values in feeds.items()})
+    found = operations(path, feeds)
     return "native" if any(each.macs and each.integer for each in found) else "float"
 
 

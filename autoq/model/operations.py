@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from autoq.errors import TrialError
 from autoq.model.graph import attribute
+from autoq.runtime.ort import open_session, run_batch
 
 _FREE = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 _ACTIVATIONS = frozenset({"Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh"})
@@ -58,23 +60,55 @@ class _Constant:
     integer: bool = False
 
 
-def operations(path: Path, shapes: Mapping[str, Sequence[int]]) -> list[Operation]:
-    """The operations of the ONNX file at ``path`` for inputs of these ``shapes``, in order.
+def operations(path: Path, feeds: Mapping[str, np.ndarray]) -> list[Operation]:
+    """The operations of the ONNX file at ``path`` for one inference on ``feeds``, in order.
 
-    Raises :class:`TrialError`: ``load`` for a file that is none, ``measure`` where a shape does not follow.
+    Shapes that do not follow from those of ``feeds`` are taken from a run. Raises :class:`TrialError`: ``load`` for a
+    file that is none, ``measure`` where that run fails.
     """
     try:
         model = onnx.load(path)
         for value in model.graph.input:
-            if value.name in shapes:
+            if value.name in feeds:
                 del value.type.tensor_type.shape.dim[:]
-                for size in shapes[value.name]:
+                for size in feeds[value.name].shape:
                     value.type.tensor_type.shape.dim.add().dim_value = size
         del model.graph.value_info[:]
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception as error:  # onnx and protobuf have no common base
         raise TrialError("load", f"{path}: {str(error)[:300]}") from error
-    return _Reader(model.graph).read()
+    types = {
+        value.name: value.type.tensor_type
+        for value in (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    }
+    unknown = [name for node in model.graph.node for name in node.output if name and not _is_known(types.get(name))]
+    return _Reader(model.graph, {**types, **_run_for(model, unknown, feeds)}).read()
+
+
+def _is_known(kind: onnx.TypeProto.Tensor | None) -> bool:
+    return kind is not None and kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim)
+
+
+def _run_for(
+    model: onnx.ModelProto, names: Sequence[str], feeds: Mapping[str, np.ndarray]
+) -> dict[str, onnx.TypeProto.Tensor]:
+    """The types and shapes that these tensors have in a run."""
+    if not names:
+        return {}
+    asked = onnx.ModelProto()
+    asked.CopyFrom(model)
+    del asked.graph.output[:]
+    del asked.graph.value_info[:]
+    asked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    given = {value.name: feeds[value.name] for value in model.graph.input if value.name in feeds}
+    try:
+        values = run_batch(open_session(asked.SerializeToString()), given, names, "one inference")
+    except TrialError as error:
+        raise TrialError("measure", f"the shapes of {names[0]} and others do not follow: {error}") from error
+    return {
+        name: helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(value.dtype), value.shape).tensor_type
+        for name, value in values.items()
+    }
 
 
 class _Reader:
@@ -84,14 +118,15 @@ class _Reader:
     width); ``"sum"``: what an integer operation wrote and no QuantizeLinear has narrowed yet.
     """
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
+    def __init__(self, graph: onnx.GraphProto, types: Mapping[str, onnx.TypeProto.Tensor]) -> None:
         self.graph = graph
-        self.types = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info, *graph.output)}
+        self.types = types
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         for node in graph.node:
             for name in node.input:
                 self.readers.setdefault(name, []).append(node)
         self.outputs = {value.name for value in graph.output}
+        self.stored = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
         self.constants = {
             tensor.name: _Constant(prod(tensor.dims) * _bits(tensor.data_type) / 8, _bits(tensor.data_type))
             for tensor in graph.initializer
@@ -155,7 +190,7 @@ class _Reader:
     def _compute(self, node: onnx.NodeProto, data: Sequence[str]) -> None:
         kinds = {self.kinds.get(name, "float") for name in data}
         outputs = [name for name in node.output if name and (name in self.readers or name in self.outputs)]
-        if kinds == {"integer"} and all(self._type(name).elem_type in _SMALL for name in outputs):
+        if kinds == {"integer"} and all(self.types[name].elem_type in _SMALL for name in outputs):
             self._move(node, data, outputs)
         elif kinds == {"sum"} and node.op_type in _ACTIVATIONS and self._quantized(outputs):
             self.kinds[outputs[0]], self.writer[outputs[0]] = "sum", self.writer[data[0]]
@@ -239,22 +274,13 @@ class _Reader:
             )
         )
 
-    def _type(self, name: str) -> onnx.TypeProto.Tensor:
-        if name not in self.types:
-            raise TrialError("measure", f"the shape of {name} does not follow from the file and its inputs' shapes")
-        return self.types[name]
-
     def _type_bits(self, name: str) -> int:
-        return _bits(self._type(name).elem_type)
+        return _bits(self.types[name].elem_type)
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        for tensor in self.graph.initializer:
-            if tensor.name == name:
-                return tuple(tensor.dims)
-        kind = self._type(name)
-        if not kind.HasField("shape") or not all(dim.HasField("dim_value") for dim in kind.shape.dim):
-            raise TrialError("measure", f"the shape of {name} does not follow from the file and its inputs' shapes")
-        return tuple(dim.dim_value for dim in kind.shape.dim)
+        if name in self.stored:
+            return self.stored[name]
+        return tuple(dim.dim_value for dim in self.types[name].shape.dim)
 
     def _elements(self, name: str) -> int:
         return prod(self._shape(name))

@@ -135,7 +135,7 @@ class Roofline:
             if name not in known:
                 raise ProfileError(f"measure.options: the roofline has no {name!r}{nearest(name, known)}")
         self.chip = Chip(**options)
-        self._shapes = {name: tuple(array.shape) for name, array in feeds.items()}
+        self._feeds = dict(feeds)
         self._reference_s: float | None = None
 
     def measure(self, candidate: Path, *, idle_above: float = math.inf) -> Measurement:
@@ -183,4 +183,4 @@ class Roofline:
         )
 
     def _costs(self, path: Path) -> list[Costed]:
-        return costs(operations(path, self._shapes), self.chip)
+        return costs(operations(path, self._feeds), self.chip)

@@ -17,6 +17,7 @@ from autoq.model.operations import operations
 from autoq.model.roofline import Chip, Roofline, costs
 from autoq.runtime.gauge import load_gauge
 from autoq.runtime.ort import open_session
+from tests.models import Net
 
 CHIP: dict[str, Any] = {
     "int8_gmacs_s": 100, "memory_gb_s": 1, "sram_kib": 4, "overhead_us": 1,
@@ -81,7 +82,7 @@ def test_the_example_by_hand(tmp_path: Path, sram_kib: int, us: float, relu: boo
 
 
 def test_narrow_weights_save_traffic_and_use_their_own_units(tmp_path: Path) -> None:
-    found = operations(save(tmp_path / "q4.onnx", integer=True, kind=TensorProto.INT4), {"x": (1, 8, 16, 16)})
+    found = operations(save(tmp_path / "q4.onnx", integer=True, kind=TensorProto.INT4), FEEDS)
     conv = next(each for each in found if each.op_type == "Conv")
     assert (conv.integer, conv.weight_bits, conv.weight_bytes) == (True, 4, 1152 / 2 + 4)
     chip = Chip(**CHIP)
@@ -93,14 +94,29 @@ def test_narrow_weights_save_traffic_and_use_their_own_units(tmp_path: Path) -> 
 
 def test_a_batch_is_that_many_times_the_work(tmp_path: Path) -> None:
     path = save(tmp_path / "q.onnx", integer=True)
-    one, four = (operations(path, {"x": (batch, 8, 16, 16)}) for batch in (1, 4))
+    one, four = (operations(path, {"x": np.zeros((batch, 8, 16, 16), np.float32)}) for batch in (1, 4))
     assert [4 * each.macs for each in one] == [each.macs for each in four]
     assert [4 * each.working_bytes for each in one] == [each.working_bytes for each in four]
     assert [each.weight_bytes for each in one] == [each.weight_bytes for each in four]
 
 
+def test_shapes_that_do_not_follow_are_taken_from_a_run(tmp_path: Path) -> None:
+    """As many rows as there are ones among the inputs: no inference of shapes can know."""
+    net = Net()
+    x = net.input("n", 4)
+    positions = net.add("NonZero", net.add("Greater", x, net.constant(np.float32(0.5))))
+    rows = net.add("Gather", net.constant(np.eye(4, 6, dtype=np.float32)), positions)
+    net.outputs.append(net.add("MatMul", rows, net.weight(6, 5)))
+    onnx.save(net.model(*net.outputs), tmp_path / "m.onnx")
+    ones = np.zeros((3, 4), np.float32)
+    ones.flat[:7] = 1
+    found = operations(tmp_path / "m.onnx", {"x": ones})
+    assert [each.macs for each in found if each.op_type == "MatMul"] == [2 * 7 * 6 * 5]
+    assert not any(each.integer for each in found)
+
+
 def test_sixteen_bits_without_units_for_them_run_on_the_host(tmp_path: Path) -> None:
-    found = operations(save(tmp_path / "q.onnx", integer=True), {"x": (1, 8, 16, 16)})
+    found = operations(save(tmp_path / "q.onnx", integer=True), FEEDS)
     wide = [replace(each, activation_bits=16) if each.macs else each for each in found]
     assert [each.on_host for each in costs(wide, Chip(**CHIP))] == [True, True, True]
     assert [each.on_host for each in costs(wide, Chip(**CHIP, int16_gmacs_s=50))] == [True, False, True]
