@@ -120,7 +120,8 @@ def print_probe(found: Probe, out: Path | None) -> None:
 
 
 def _doubt(each: Finding) -> str:
-    return "too quick to tell" if each.float32_ms < QUICK_MS and each.beside_float[1] > 1.05 else ""
+    best = min(ratio[1] for ratio in (each.beside_float, each.among_integers) if ratio is not None)
+    return "too quick to tell" if each.float32_ms < QUICK_MS and best > 1.02 else ""
 
 
 def _ratio(ratio: tuple[float, float, float]) -> str:
