@@ -29,10 +29,16 @@ IR_FILES = ("model.xml", "model.bin")
 _SIXTEEN_BITS = {TensorProto.UINT16: "uint16", TensorProto.INT16: "int16"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OpenVinoSession:
-    """A compiled model, one request on it, and the names of its outputs in the model's order."""
+    """A compiled model, one request on it, its inputs, and the names of its outputs in the model's order.
 
+    ``source`` and ``threads`` are what it was opened on and with. ``compiled`` and ``request`` are ``None`` once a step
+    was made of a model with open dimensions: that has a compiled model of its own.
+    """
+
+    source: bytes | Path
+    threads: int
     compiled: Any
     request: Any
     inputs: tuple[InputSpec, ...]
@@ -70,18 +76,11 @@ class OpenVino:
         """
         if not str(model).endswith(".xml") or isinstance(model, bytes):
             check_model(model, self.precision)
-        settings = {
-            "INFERENCE_PRECISION_HINT": self.precision,
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
-            # Two processes that score side by side would pin themselves to the same core; the meter pins its own.
-            "ENABLE_CPU_PINNING": False,
-        }
         try:
-            read = self._core.read_model(model if isinstance(model, bytes) else str(model))
-            compiled = self._core.compile_model(read, "CPU", settings)
+            compiled = self._compiled(model, threads)
             return OpenVinoSession(
+                source=model,
+                threads=threads,
                 compiled=compiled,
                 request=compiled.create_infer_request(),
                 inputs=tuple(map(_input_spec, compiled.inputs)),
@@ -90,12 +89,29 @@ class OpenVino:
         except RuntimeError as error:
             raise TrialError("load", f"OpenVINO rejects the model: {clean_message(error)}") from error
 
+    def _compiled(self, model: bytes | Path, threads: int, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Any:
+        settings = {
+            "INFERENCE_PRECISION_HINT": self.precision,
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            # Two processes that score side by side would pin themselves to the same core; the meter pins its own.
+            "ENABLE_CPU_PINNING": False,
+        }
+        read = self._core.read_model(model if isinstance(model, bytes) else str(model))
+        if shapes is not None:
+            read.reshape({name: list(shape) for name, shape in shapes.items()})
+        return self._core.compile_model(read, "CPU", settings)
+
     def inputs(self, session: OpenVinoSession) -> tuple[InputSpec, ...]:
         """The model's inputs in its order."""
         return session.inputs
 
     def run(self, session: OpenVinoSession, inputs: Mapping[str, np.ndarray], batch: int) -> dict[str, np.ndarray]:
         """As :func:`autoq.runtime.ort.run_batches`, on OpenVINO."""
+        if session.request is None:  # a step was made of it
+            session.compiled = self._compiled(session.source, session.threads)
+            session.request = session.compiled.create_infer_request()
         parts: dict[str, list[np.ndarray]] = {name: [] for name in session.outputs}
         start = 0
         for feeds, kept in batches_of(session.inputs, inputs, batch):
@@ -112,11 +128,21 @@ class OpenVino:
         return {name: joined(name, part) for name, part in parts.items()}
 
     def step(self, session: OpenVinoSession, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
-        """One ``infer`` on arrays that OpenVINO reads where they are, its outputs read where it wrote them."""
-        infer = session.request.infer
+        """One ``infer`` on arrays that OpenVINO reads where they are, its outputs read where it wrote them.
+
+        A model with open dimensions is compiled for the shapes of ``feeds``, as OpenVINO's documentation advises where
+        latency counts: left open, each call pays for finding them out.
+        """
         fed = {spec.name: np.ascontiguousarray(feeds[spec.name]) for spec in session.inputs}
         _check_shapes(session, fed, "measure")
         try:
+            if any(None in spec.shape for spec in session.inputs):
+                session.compiled = session.request = None  # first, so that there are never two in memory
+                shapes = {name: values.shape for name, values in fed.items()}
+                request = self._compiled(session.source, session.threads, shapes).create_infer_request()
+            else:
+                request = session.request
+            infer = request.infer
             infer(fed, share_inputs=True, share_outputs=True)
         except RuntimeError as error:
             raise TrialError("measure", f"OpenVINO failed to run the model: {clean_message(error)}") from error

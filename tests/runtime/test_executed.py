@@ -26,7 +26,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lowering, list[Laye
     lowering = lay_groundwork(setting.model, setting.candidates, setting.calibration, setting.inputs, cache_dir=None)
     names = [
         LayerNames(layer=r["layer"], node=r["node"], weight=r["weight"], outputs=tuple(r["outputs"]))
-        for r in _layer_records(setting.model, ())
+        for r in _layer_records(setting.model, (), False)
     ]
     return lowering, names, folder
 

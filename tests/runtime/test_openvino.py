@@ -168,6 +168,16 @@ def test_what_cannot_be_fed_is_refused() -> None:
     assert caught.value.reason == "measure"
 
 
+def test_a_step_has_fixed_shapes_and_the_session_lives_on() -> None:
+    runtime = OpenVino()
+    session = runtime.open(small_model().SerializeToString())
+    x = small_data(small_model(), rows=8)["x"]
+    before = runtime.run(session, {"x": x}, 8)["y"]
+    step = runtime.step(session, {"x": x[:1]})
+    np.testing.assert_allclose(step()[0], before[:1], rtol=1e-4, atol=1e-4)  # type: ignore[index]
+    np.testing.assert_array_equal(runtime.run(session, {"x": x}, 8)["y"], before)
+
+
 def test_unknown_precision() -> None:
     with pytest.raises(ProfileError, match=r"runtime\.options\.precision: 'fp4' is none of f32, bf16"):
         load_runtime("openvino", precision="fp4")
@@ -182,7 +192,7 @@ def test_without_its_package_the_message_says_what_to_install(monkeypatch: pytes
 def test_the_meter_measures_on_it(tmp_path: Path) -> None:
     path = tmp_path / "small.onnx"
     path.write_bytes(small_model().SerializeToString())
-    plan = TimingPlan(min_rounds=2, max_rounds=2)
+    plan = TimingPlan(max_rounds=2, min_sittings=2, max_sittings=2)
     with Meter(path, {"x": np.zeros((1, 3, 8, 8), np.float32)}, runtime="openvino", plan=plan) as meter:
         found = meter.measure(path)
     assert 0.3 < found.latency.ratio < 3
@@ -200,7 +210,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lowering, list[Laye
     lowering = lay_groundwork(setting.model, setting.candidates, setting.calibration, setting.inputs, cache_dir=None)
     names = [
         LayerNames(layer=r["layer"], node=r["node"], weight=r["weight"], outputs=tuple(r["outputs"]))
-        for r in _layer_records(setting.model, ())
+        for r in _layer_records(setting.model, (), False)
     ]
     return lowering, names
 
