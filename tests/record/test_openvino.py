@@ -85,7 +85,9 @@ def test_a_changed_ir_is_found(exported: tuple[Path, Path]) -> None:
 
 
 def test_without_the_extra_the_command_line_says_what_to_install(tmp_path: Path) -> None:
-    (tmp_path / "openvino.py").write_text("raise ImportError('No module named openvino')\n")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nsys.modules['openvino'] = None\n"
+    )  # as if it were not there
     job = write_openvino_job(tmp_path / "job")
     env = environment()
     env["PYTHONPATH"] = f"{tmp_path}:{env['PYTHONPATH']}"
