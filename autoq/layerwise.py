@@ -14,13 +14,13 @@ from autoq.core.scheme import FLOAT32, Scheme
 from autoq.errors import JobError
 from autoq.model.bank import default_cache_dir
 from autoq.model.suffix import Suffixes
-from autoq.pipeline import Setting, groundwork_of, read_setting
 from autoq.record.layer_losses import write_losses
 from autoq.runtime.archive import listed
 from autoq.runtime.data import Split
 from autoq.runtime.ort import open_session, run_batches
 from autoq.search.candidates import Candidates
 from autoq.search.survey import survey
+from autoq.setting import Setting, groundwork_of, read_setting
 from autoq.spec.checking import nearest, show
 from autoq.spec.job import Job, load_job
 from autoq.spec.schemes import globbed, matches

@@ -21,13 +21,13 @@ from autoq.model.calibrate import output_shapes
 from autoq.model.layers import with_macs
 from autoq.model.source import read_model
 from autoq.model.target import Target
-from autoq.pipeline import check_machine, inference_feeds, read_setting
 from autoq.runtime.base import InputSpec
 from autoq.runtime.detect import detect
 from autoq.runtime.machine import describe, software_versions
 from autoq.runtime.ort import input_specs
 from autoq.search.candidates import all_candidates
 from autoq.search.probe import ProbeResult, measured_costs, probe, shapes_of
+from autoq.setting import check_machine, inference_feeds, read_setting
 from autoq.spec.hardware import Profile, load_profile
 from autoq.spec.job import load_job
 from autoq.spec.resources import named

@@ -26,25 +26,14 @@ from autoq.core.result import Estimate, Front, FrontPoint, Latency
 from autoq.core.targets import TargetPoint, TargetResult, Targets, common_file
 from autoq.errors import AutoqError, JobError, RunError, TrialError
 from autoq.numerics.pareto import non_dominated
-from autoq.pipeline import (
-    RUNS,
-    Events,
-    Outcome,
-    Setting,
-    TakenOver,
-    gauge_of,
-    read_setting,
-    reference_path,
-    run_search,
-    tracking_uri_of,
-    wants_memory,
-)
+from autoq.pipeline import RUNS, Events, Outcome, TakenOver, run_search, tracking_uri_of, wants_memory
 from autoq.record.front import read_front
 from autoq.record.run_folder import RunFolder, free_name
 from autoq.record.targets import TARGETS_FILE, TargetsRecord, read_targets_record, write_targets
 from autoq.record.tracking import Tracker
 from autoq.runtime.gauge import Gauge
 from autoq.search.store import TrialLog
+from autoq.setting import Setting, gauge_of, read_setting, reference_path
 from autoq.spec.hardware import Profile, load_profile
 from autoq.spec.job import Job, load_job
 

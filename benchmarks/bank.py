@@ -28,9 +28,9 @@ GOALS = {"resnet20": {"fill_s": 60.0}, "minilm": {"fill_s": 300.0, "peak_gib": 4
 def one(job_file: Path, cache: Path) -> dict[str, Any]:
     """What this process takes to lay the groundwork of a job over ``cache``."""
     from autoq.model.bank import Bank
-    from autoq.pipeline import read_setting
     from autoq.search.candidates import weight_specs
     from autoq.search.groundwork import lay_groundwork
+    from autoq.setting import read_setting
     from autoq.spec.job import load_job
 
     setting = read_setting(load_job(job_file))

@@ -63,8 +63,8 @@ def build_uniform(job: dict[str, Any], folder: Path) -> Path:
     """autoq's own candidate with ``w8a8@minmax`` wherever a layer may have it."""
     from autoq.core.scheme import Scheme
     from autoq.model.bank import default_cache_dir
-    from autoq.pipeline import read_setting
     from autoq.search.groundwork import lay_groundwork
+    from autoq.setting import read_setting
     from autoq.spec.job import load_job
 
     setting = read_setting(load_job(job))

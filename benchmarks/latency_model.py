@@ -33,11 +33,11 @@ from autoq.core.result import Latency
 from autoq.core.scheme import Scheme
 from autoq.model.parts import Parts
 from autoq.numerics.bootstrap import spearman
-from autoq.pipeline import Setting, choose_forms, groundwork_of, inference_feeds, read_setting
 from autoq.runtime.meter import Meter
 from autoq.runtime.timing import TimingPlan
 from autoq.search.latency import LIMIT_S, LatencyModel, measure_table
 from autoq.search.problem import Problem
+from autoq.setting import Setting, choose_forms, groundwork_of, inference_feeds, read_setting
 from autoq.spec.job import load_job
 
 TRUTH = TimingPlan(block_s=0.01, warm_s=0.01, min_sittings=4, max_sittings=8, limit_s=1.0)

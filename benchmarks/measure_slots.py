@@ -31,9 +31,9 @@ from harness import machine, parser, resnet20_job, save
 
 from autoq.core.policy import Policy
 from autoq.core.result import Latency
-from autoq.pipeline import _workload, groundwork_of, inference_feeds, read_setting
 from autoq.runtime.meter import Meter
 from autoq.search.evaluate import Evaluator, Scored, Workload
+from autoq.setting import groundwork_of, inference_feeds, read_setting, workload_of
 from autoq.spec.job import load_job
 
 BATCH = 8
@@ -176,7 +176,7 @@ def main() -> None:
     job = load_job({**resnet20_job(arguments.bench), "objectives": ["metric", "latency", "size"]}, ".")
     setting = read_setting(job)
     lowering = groundwork_of(setting)
-    workload = _workload(setting, lowering)
+    workload = workload_of(setting, lowering)
     policies = policies_of(setting, lowering, arguments.files)
     result: dict[str, Any] = {"machine": machine(), "arrangements": {}}
     with tempfile.TemporaryDirectory() as name, Meter(setting.model.path, inference_feeds(setting)) as meter:

@@ -55,8 +55,8 @@ def uniform(job: dict[str, Any], folder: Path) -> dict[str, Path]:
     from autoq.core.policy import Policy
     from autoq.core.scheme import FLOAT32, Scheme
     from autoq.model.bank import default_cache_dir
-    from autoq.pipeline import read_setting
     from autoq.search.groundwork import lay_groundwork
+    from autoq.setting import read_setting
     from autoq.spec.job import load_job
 
     space = folder / "uniform.yaml"

@@ -25,8 +25,8 @@ def taken(job_data: dict[str, Any], share: float, workers: int) -> dict[str, Any
     """One model: its row of the table."""
     from autoq.model.suffix import Suffixes
     from autoq.numerics.bootstrap import spearman
-    from autoq.pipeline import choose_forms, groundwork_of, read_setting
     from autoq.search.sensitivity import measure, measure_by, noise_power, probe_rows, probes
+    from autoq.setting import choose_forms, groundwork_of, read_setting
     from autoq.spec.job import load_job
 
     setting = choose_forms(read_setting(load_job(job_data)))

@@ -78,7 +78,7 @@ def tabular(name: str, given: Any) -> dict[str, Any]:
     import table
 
     from autoq.numerics.bootstrap import spearman
-    from autoq.pipeline import read_setting
+    from autoq.setting import read_setting
     from autoq.spec.job import load_job
 
     known = table.load(name)
@@ -109,8 +109,8 @@ def random_policies(given: Any) -> dict[str, Any]:
     """Random policies over the default space of ResNet-20."""
     from autoq.core.policy import Policy
     from autoq.numerics.bootstrap import spearman
-    from autoq.pipeline import read_setting
     from autoq.runtime.ort import open_session, run_batches
+    from autoq.setting import read_setting
     from autoq.spec.job import load_job
 
     job = resnet20_job(given.bench)

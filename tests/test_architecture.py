@@ -22,6 +22,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "autoq",
         "result layerwise probing targets",
         "pipeline",
+        "setting",
         "search record",
         "model",
         "runtime",

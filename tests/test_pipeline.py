@@ -19,7 +19,7 @@ from autoq.core.identity import sha256_hex
 from autoq.core.objectives import constraint_violations, point_values
 from autoq.core.result import Estimate, Trial
 from autoq.errors import AutoqError, ProfileError
-from autoq.pipeline import Events, _padding_mask, _workload, read_setting, run_search
+from autoq.pipeline import Events, run_search
 from autoq.record.front import read_front
 from autoq.record.noise import nothing_ranked
 from autoq.record.verify import verify
@@ -27,6 +27,7 @@ from autoq.runtime.base import InputSpec
 from autoq.search.evaluate import Evaluator, Scored
 from autoq.search.groundwork import lay_groundwork
 from autoq.search.store import TrialLog
+from autoq.setting import _padding_mask, read_setting, workload_of
 from autoq.spec.job import load_job
 from tests.small_job import (
     LAYERS,
@@ -122,7 +123,8 @@ def test_the_front_keeps_its_constraints_on_the_final_split(shared: Path, run: P
 def test_raw_samples_are_kept(trials: list[Trial]) -> None:
     for trial in trials:
         assert trial.latency is not None
-        assert len(trial.latency.blocks_ms) == len(trial.latency.baseline_blocks_ms) == 2
+        # Two were asked for; sittings have two or more, and one that was disturbed is made again.
+        assert len(trial.latency.blocks_ms) == len(trial.latency.baseline_blocks_ms) >= 2
         assert {"build", "load", "metric", "measure"} <= trial.seconds.keys()
         assert trial.peak_memory_bytes is not None and trial.peak_memory_bytes > 0
 
@@ -484,7 +486,7 @@ def test_what_was_dropped_was_dropped_rightly(steps_job: Path, steps_run: Path) 
     trials = TrialLog(steps_run / "trials.jsonl").read()
     setting = read_setting(load_job(steps_job))
     lowering = lay_groundwork(setting.model, setting.candidates, setting.calibration, setting.inputs, cache_dir=None)
-    evaluator = Evaluator(_workload(setting, lowering))
+    evaluator = Evaluator(workload_of(setting, lowering))
     float32 = 1.0  # the targets are the model's own answers
     true: dict[str, Scored] = {}
     for trial in trials:

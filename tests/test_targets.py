@@ -13,9 +13,9 @@ import yaml
 
 from autoq.core.targets import common_file
 from autoq.errors import JobError, RunError
-from autoq.pipeline import read_setting
 from autoq.record.targets import read_targets_record, write_targets
 from autoq.search.store import TrialLog
+from autoq.setting import read_setting
 from autoq.spec.job import load_job
 from autoq.targets import TargetsOutcome, run_targets
 from tests.small_job import QUIET_SEARCH, autoq, dump_job, write_job

@@ -44,13 +44,13 @@ from autoq.model.lower import Lowering
 from autoq.model.parts import Parts
 from autoq.model.suffix import Suffixes
 from autoq.numerics.pareto import non_dominated
-from autoq.pipeline import Setting, read_setting
 from autoq.runtime.meter import Meter
 from autoq.runtime.ort import open_session, run_batches
 from autoq.search.groundwork import lay_groundwork
 from autoq.search.latency import LIMIT_S, LatencyModel, LatencyTable, measure_table
 from autoq.search.seeds import LayerTimes, proxies
 from autoq.search.sensitivity import disturbance, measure_by, probes, sensitivity
+from autoq.setting import Setting, read_setting
 from autoq.spec.job import load_job
 
 HERE = Path(__file__).resolve().parent

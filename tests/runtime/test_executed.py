@@ -12,9 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 from autoq.core.policy import Policy
 from autoq.errors import TrialError
 from autoq.model.lower import Lowering
-from autoq.pipeline import _layer_records, read_setting
+from autoq.pipeline import _layer_records
 from autoq.runtime.executed import Executed, LayerNames, executed_kernels
 from autoq.search.groundwork import lay_groundwork
+from autoq.setting import read_setting
 from autoq.spec.job import load_job
 from tests.small_job import LAYERS, small_model, write_job
 

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from autoq.core.policy import Policy
 from autoq.errors import ProfileError, TrialError
 from autoq.model.lower import Lowering
-from autoq.pipeline import _layer_records, read_setting
+from autoq.pipeline import _layer_records
 from autoq.runtime.base import load_runtime
 from autoq.runtime.executed import LayerNames
 from autoq.runtime.meter import Meter
@@ -25,6 +25,7 @@ from autoq.runtime.openvino_executed import executed_layers
 from autoq.runtime.ort import OnnxRuntime
 from autoq.runtime.timing import TimingPlan
 from autoq.search.groundwork import lay_groundwork
+from autoq.setting import read_setting
 from autoq.spec.job import load_job
 from tests.small_job import LAYERS, environment, small_data, small_model, write_job
 

@@ -17,12 +17,12 @@ from autoq.core.policy import Policy
 from autoq.core.result import Failure
 from autoq.core.scheme import Scheme
 from autoq.errors import TrialError
-from autoq.pipeline import Setting, _workload, read_setting
 from autoq.runtime.ort import open_session, run_batches
 from autoq.search.evaluate import Evaluator
 from autoq.search.executor import attempted
 from autoq.search.groundwork import lay_groundwork
 from autoq.search.polish_point import PolishItem, PolishResult, PolishWork, halves, polish_point
+from autoq.setting import Setting, read_setting, workload_of
 from autoq.spec.job import load_job
 from tests.small_job import write_job
 
@@ -35,7 +35,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
 @pytest.fixture(scope="module")
 def evaluator(setting: Setting) -> Evaluator:
     lowering = lay_groundwork(setting.model, setting.candidates, setting.calibration, setting.inputs, cache_dir=None)
-    return Evaluator(_workload(setting, lowering))
+    return Evaluator(workload_of(setting, lowering))
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ import autoq
 from autoq.core.policy import Policy
 from autoq.core.result import Failure
 from autoq.errors import MetricError, RunError
-from autoq.pipeline import Setting, _workload, gauge_of, read_setting
 from autoq.runtime.ort import open_session, run_batches
 from autoq.search import fidelity, ray_executor
 from autoq.search.evaluate import Dropped, Scored, Workload
@@ -31,6 +30,7 @@ from autoq.search.fidelity import Hurdle, plan_steps
 from autoq.search.groundwork import lay_groundwork
 from autoq.search.polish_point import PolishItem, PolishWork, polish_point
 from autoq.search.ray_executor import RayExecutor
+from autoq.setting import Setting, gauge_of, read_setting, workload_of
 from autoq.spec.job import load_job
 from tests.small_job import QUIET_SEARCH, environment, tracking_uri, write_job
 from tests.small_job import autoq as run_autoq
@@ -118,7 +118,7 @@ def bench(job: Path) -> Bench:
     (job.parent / "driver.pid").write_text(str(os.getpid()))
     setting = read_setting(load_job(job))
     lowering = lay_groundwork(setting.model, setting.candidates, setting.calibration, setting.inputs, cache_dir=None)
-    workload = _workload(setting, lowering)
+    workload = workload_of(setting, lowering)
     schemes = [entry.schemes for entry in setting.candidates]
     names = [entry.layer.name for entry in setting.candidates]
     policies = [
