@@ -9,8 +9,9 @@ busy (matrix products and sorting, in turn); they are started here.
   the ratio is more than 1 % from 1, which is when autoq calls two files different (autoq/record/noise.py). Both are
   to happen in at most 5 %.
 - **3 %**: two files, each measured against float32 by itself as the trials of a search are, and ranked by
-  their ratios. The second is the first with one more convolution, chosen to cost about 3 %; what it costs is found
-  with a far longer measurement. Right in at least 95 %. A pair of float32 files, and one of W8A8 files.
+  their ratios; and "final", timed in turn with each other as the points of a final front are. The second is the first
+  with one more convolution, chosen to cost about 3 %; what it costs is found with a far longer measurement. Right in at
+  least 95 %. A pair of float32 files, and one of W8A8 files.
 
 Intervals behind counts are Wilson's, of 95 %. "marked" are measurements that said themselves that they were disturbed;
 "quiet" is only as quiet as the machine: "foreign" is the share of the other cores that other work took. Where time is
@@ -156,12 +157,17 @@ def same_file(meter: Meter, where: str, repeats: int, seconds: float) -> dict[st
 
 
 def ranked(
-    meter: Meter, name: str, files: tuple[Path, Path], where: str, repeats: int, seconds: float
+    meter: Meter, name: str, files: tuple[Path, Path], where: str, repeats: int, seconds: float, together: bool = False
 ) -> dict[str, Any]:
-    """How often the quicker of two files is found; which is measured first alternates."""
+    """How often the quicker of two files is found; which is measured first alternates.
+
+    Each by itself, as trials are, or both together, as the points of a final front.
+    """
 
     def both(repeat: int) -> list[Latency]:
         turn = 1 if repeat % 2 == 0 else -1
+        if together:
+            return meter.measure_many(files[::turn])[::turn]
         return [taken_by(meter, path) for path in files[::turn]][::turn]
 
     start = time.perf_counter()
@@ -184,7 +190,7 @@ def shown(name: str, question: str, answer: dict[str, Any], wanted: str, met: bo
     """One line of the table."""
     low, high = answer["interval"]
     return (
-        f"{name:8s} {question:34s} {answer['count']:4d} of {answer['of']:<4d} {answer['share']:7.1%} "
+        f"{name:8s} {question:40s} {answer['count']:4d} of {answer['of']:<4d} {answer['share']:7.1%} "
         f"[{low:5.1%}, {high:6.1%}]  {wanted:14s} {verdict(met)}"
     )
 
@@ -225,22 +231,24 @@ def main() -> None:
                 answers["loaded"][name] = ranked(meter, name, pairs[name], "loaded", given.loaded_pairs, left_s(0.3))
         for number, name in enumerate(pairs):
             share = 1 / (len(pairs) - number)
-            answers["quiet"][name] = ranked(meter, name, pairs[name], "quiet", given.pairs, left_s(share))
-    print(f"\n{'':43s} {'count':>11s} {'share':>7s} {'95 %':>16s}")
+            answers["quiet"][name] = ranked(meter, name, pairs[name], "quiet", given.pairs, left_s(share / 2))
+            found = ranked(meter, f"{name} final", pairs[name], "quiet", given.pairs, left_s(share), together=True)
+            answers["quiet"][f"{name} final"] = found
+    print(f"\n{'':49s} {'count':>11s} {'share':>7s} {'95 %':>16s}")
     for where, found in answers.items():
         for what, text in (("outside", "A/A: 1 outside the interval"), ("different", "A/A: called different")):
             print(shown(where, text, found["A/A"][what], "at most 5 %", found["A/A"][what]["share"] <= 0.05))
-        for name in found.keys() & pairs.keys():
+        for name in [name for name in found if name != "A/A"]:
             right = found[name]["right"]
-            text = f"{name}, {result['truth'][name] - 1:.1%} apart: ranked right"
+            text = f"{name}, {result['truth'][name.split()[0]] - 1:.1%} apart: ranked right"
             print(shown(where, text, right, "at least 95 %", right["share"] >= 0.95))
     heads = f"{'spread':>7s} {'half':>7s} {'sittings':>8s} {'left out':>8s} {'marked':>7s}"
-    print(f"\n{'':17s} {heads} {'foreign':>8s} {'s each':>7s}")
+    print(f"\n{'':22s} {heads} {'foreign':>8s} {'s each':>7s}")
     for where, found in answers.items():
         for name, each in found.items():
             foreign = "-" if each["foreign"] is None else f"{each['foreign']:.0%}"
             print(
-                f"{where:8s} {name:8s} {each['spread']:7.2%} {each['half_width']:7.2%} {each['sittings']:8.1f} "
+                f"{where:8s} {name:13s} {each['spread']:7.2%} {each['half_width']:7.2%} {each['sittings']:8.1f} "
                 f"{each['left_out']:8.1f} {each['marked']:7d} {foreign:>8s} {each['seconds_each']:7.2f}"
             )
     save("meter_ranking", result)
