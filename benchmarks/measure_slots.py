@@ -161,7 +161,7 @@ def judged(found: list[Latency], truth: np.ndarray) -> dict[str, Any]:
     return {
         "bias": float(off.mean()),
         "spread": float(off.std()),
-        "covers": sum(covers),
+        "covers": int(sum(covers)),
         "of": len(found),
         "marked": sum(each.disturbed for each in noted),
         "left_out": statistics.mean(each.left_out for each in noted),
