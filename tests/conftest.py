@@ -26,6 +26,27 @@ settings.register_profile("autoq", deadline=None, derandomize=True, suppress_hea
 settings.load_profile("autoq")
 
 
+# The files that take longest, first: two processes then end together.
+_LONG = (
+    "cli/test_interrupted.py",
+    "search/test_ray.py",
+    "test_pipeline.py",
+    "search/test_latency_search.py",
+    "record/test_openvino.py",
+    "cli/test_reference.py",
+    "cli/test_commands.py",
+    "infra/test_entrypoint.py",
+    "runtime/test_command.py",
+    "runtime/test_meter.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first (pytest-xdist takes them in this order, with --no-loadscope-reorder)."""
+    ranks = {ROOT / "tests" / name: rank for rank, name in enumerate(_LONG)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
+
 @pytest.fixture(scope="session")
 def repo_root() -> Path:
     """The root of the checkout."""

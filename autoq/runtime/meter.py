@@ -68,13 +68,14 @@ class Meter:
         runtime: str = "onnxruntime",
         runtime_options: Mapping[str, Any] | None = None,
         plan: TimingPlan | None = None,
-        final_plan: TimingPlan = FINAL_PLAN,
+        final_plan: TimingPlan | None = None,
         timeout_s: float = 120.0,
         reference_name: str = FLOAT32_NAME,
     ) -> None:
         """``baseline`` is the reference: the float32 file as its user gave it, or, where that does not run here, one
         that ``reference_name`` says. ``feeds`` has one inference's inputs, ``batch`` rows.
 
+        ``plan`` is for :meth:`measure`, ``final_plan`` for :meth:`measure_many`, which else has ``plan`` as well.
         ``runtime_options`` go to the runtime's constructor (``{"provider": ...}``). ``timeout_s`` bounds each
         candidate's latency and memory measurement, each by itself. Raises
         :class:`~autoq.errors.ProfileError` where nothing can be measured: no ``fork``, or no such runtime.
@@ -84,7 +85,7 @@ class Meter:
         if threads < 1:
             raise ProfileError(f"latency is measured with at least 1 thread, not {threads}")
         self.baseline, self.batch, self.threads = Path(baseline).resolve(), batch, threads
-        self.plan, self.final_plan, self.timeout_s = plan or SEARCH_PLAN, final_plan, timeout_s
+        self.plan, self.final_plan, self.timeout_s = plan or SEARCH_PLAN, final_plan or plan or FINAL_PLAN, timeout_s
         self._reference_name = reference_name
         self._lock = threading.Lock()
         self._lately: deque[float] = deque(maxlen=_LATELY)
