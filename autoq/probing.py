@@ -15,16 +15,18 @@ import numpy as np
 import yaml
 
 from autoq.core.scheme import FLOAT32
-from autoq.errors import ProfileError, RunError
+from autoq.errors import ProfileError
 from autoq.model.bank import default_cache_dir
 from autoq.model.calibrate import output_shapes
 from autoq.model.layers import with_macs
 from autoq.model.source import read_model
 from autoq.model.target import Target
+from autoq.record.files import write_atomically
 from autoq.runtime.base import InputSpec
 from autoq.runtime.detect import detect
 from autoq.runtime.machine import describe, software_versions
 from autoq.runtime.ort import input_specs
+from autoq.runtime.sheet import random_feeds
 from autoq.search.candidates import all_candidates
 from autoq.search.probe import ProbeResult, measured_costs, probe, shapes_of
 from autoq.setting import check_machine, inference_feeds, read_setting
@@ -144,12 +146,7 @@ def probed_profile(found: Probe, out: Path, today: date) -> dict[str, Any]:
 def write_probed(found: Probe, out: Path, today: date) -> None:
     """Writes :func:`probed_profile`; raises :class:`autoq.errors.RunError` where that cannot be."""
     text = yaml.safe_dump(probed_profile(found, out, today), sort_keys=False, default_flow_style=None, width=120)
-    try:
-        whole = out.with_name(f"{out.name}.tmp")
-        whole.write_text(text)
-        whole.replace(out)
-    except OSError as error:
-        raise RunError(f"{out} cannot be written: {error.strerror or error}") from None
+    write_atomically(out, text)
 
 
 def _unprobed(name: str, base_dir: Path) -> Profile:
@@ -172,15 +169,10 @@ def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _feeds(specs: tuple[InputSpec, ...], batch: int) -> dict[str, np.ndarray]:
     """Inputs of the shapes that the model's file gives, ``batch`` rows where it leaves them open."""
-    feeds = {}
     for spec in specs:
         if any(size is None for size in spec.shape[1:]):
             raise ProfileError(
                 f"the model leaves the shape of its input {spec.name!r} open ({spec.shape}): give "
                 "`autoq profile probe` a job file, whose data have one"
             )
-        shape = tuple(batch if size is None else size for size in spec.shape)
-        floats = np.issubdtype(spec.dtype, np.floating)
-        values = np.random.default_rng(0).standard_normal(shape) if floats else np.zeros(shape)
-        feeds[spec.name] = values.astype(spec.dtype)
-    return feeds
+    return random_feeds(specs, batch, open_size=batch)

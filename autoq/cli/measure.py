@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from autoq.runtime.sheet import Setting, Sheet
+    from autoq.runtime.sheet import Sheet, SheetRow
 
 
 class _Numbers(click.ParamType):  # type: ignore[type-arg]
@@ -130,7 +130,7 @@ def _print(name: str, how: str, sheet: Sheet) -> None:
         out.print(f"More threads than this machine has cores ({cores})", style="yellow")
 
 
-def _cells(row: Setting) -> list[str]:
+def _cells(row: SheetRow) -> list[str]:
     low, high = row.latency.ratio_ci95
     own, base = row.throughput
     return [

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ import numpy as np
 from autoq.core.result import FLOAT32_NAME, Estimate
 from autoq.errors import ProfileError, TrialError
 from autoq.model.operations import Operation, operations
-from autoq.runtime.gauge import Measurement
+from autoq.runtime.gauge import Gauge, Measurement
 from autoq.runtime.timing import TimingPlan
 from autoq.spec.checking import nearest
 
@@ -112,7 +111,7 @@ def _host(each: Operation, chip: Chip) -> Costed:
     return Costed(operation=each, seconds=seconds, moved=moved, on_host=True)
 
 
-class Roofline:
+class Roofline(Gauge):
     """The :class:`~autoq.runtime.gauge.Gauge` that computes. Nothing runs, and files need not run here."""
 
     def __init__(
@@ -120,20 +119,18 @@ class Roofline:
         reference: Path,
         feeds: Mapping[str, np.ndarray],
         *,
-        batch: int = 1,
-        threads: int = 1,
-        runtime: str = "onnxruntime",
-        runtime_options: Mapping[str, Any] | None = None,
-        plan: TimingPlan | None = None,
         reference_name: str = FLOAT32_NAME,
         **options: Any,
     ) -> None:
-        """``options`` are those of :class:`Chip`; what only a measurement needs is ignored."""
+        """``options`` are those of :class:`Chip`."""
         self.baseline, self.reference_name = Path(reference), reference_name
         known = Chip.__dataclass_fields__
         for name in options:
             if name not in known:
                 raise ProfileError(f"measure.options: the roofline has no {name!r}{nearest(name, known)}")
+        missing = [each.name for each in fields(Chip) if each.default is MISSING and each.name not in options]
+        if missing:
+            raise ProfileError(f"measure.options of 'roofline': {missing[0]} is missing")
         self.chip = Chip(**options)
         self._feeds = dict(feeds)
         self._reference_s: float | None = None
@@ -150,17 +147,6 @@ class Roofline:
     def glance(self, candidates: Sequence[Path], plan: TimingPlan) -> tuple[list[float], bool]:
         """See :class:`~autoq.runtime.gauge.Gauge`."""
         return [self._estimate(each).ratio for each in candidates], False
-
-    def close(self) -> None:
-        """Nothing was started."""
-
-    def __enter__(self) -> Roofline:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _estimate(self, path: Path) -> Estimate:
         found = self._costs(path)

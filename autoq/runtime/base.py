@@ -5,7 +5,6 @@ A runtime is one file with one class, and one line in :data:`RUNTIMES`.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from autoq.errors import ProfileError
-from autoq.runtime.extras import missing_extra
-from autoq.spec.checking import nearest
+from autoq.runtime.named import made_by_name
 
 # name -> "module:class". Text, so that naming a runtime does not import its library.
 RUNTIMES: dict[str, str] = {
@@ -69,14 +66,7 @@ class Runtime(Protocol):
         ...
 
 
-def load_runtime(name: str, **options: Any) -> Runtime:
+def load_runtime(name: str, /, **options: Any) -> Runtime:
     """The runtime called ``name``, made with ``options``; raises :class:`~autoq.errors.ProfileError`."""
-    if name not in RUNTIMES:
-        raise ProfileError(f"unknown runtime {name!r}{nearest(name, RUNTIMES)}; known: {', '.join(RUNTIMES)}")
-    module, _, attribute = RUNTIMES[name].partition(":")
-    try:
-        made: Runtime = getattr(importlib.import_module(module), attribute)(**options)
-    except ImportError as error:
-        how = missing_extra(name) or "install its package"
-        raise ProfileError(f"the runtime {name!r} cannot be imported ({error}): {how}") from error
-    return made
+    runtime: Runtime = made_by_name(RUNTIMES, "runtime", name, field="runtime.options", options=options)
+    return runtime

@@ -20,8 +20,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import numpy as np
 
@@ -29,7 +27,7 @@ from autoq.core.result import FLOAT32_NAME, Conditions, Latency
 from autoq.errors import ProfileError, TrialError
 from autoq.numerics.sittings import sittings_ratio
 from autoq.runtime.command_run import PLACES, check_places, numbers_at, read_json, run_command
-from autoq.runtime.gauge import Measurement
+from autoq.runtime.gauge import Gauge, Measurement
 from autoq.runtime.timing import CLEARLY, TimingPlan
 from autoq.runtime.turn import measuring_turn
 
@@ -39,7 +37,7 @@ SAMPLES = "latency_ms"
 _Pair = tuple[float, float]
 
 
-class Command:
+class Command(Gauge):
     """The :class:`~autoq.runtime.gauge.Gauge` of a command line."""
 
     def __init__(
@@ -61,9 +59,6 @@ class Command:
         retries: int = 1,
         batch: int = 1,
         threads: int = 1,
-        runtime: str = "",
-        runtime_options: Mapping[str, Any] | None = None,
-        plan: TimingPlan | None = None,
         reference_name: str = FLOAT32_NAME,
     ) -> None:
         """``run``, ``send`` and ``remove`` are lists of arguments that name :data:`PLACES` in braces.
@@ -108,14 +103,6 @@ class Command:
         np.savez(self._feeds, **{name: np.asarray(array) for name, array in feeds.items()})  # type: ignore[arg-type]
         self._reference_sent = False
         self._lock = threading.Lock()
-
-    def __enter__(self) -> Command:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Removes what was made here."""

@@ -5,19 +5,18 @@ A gauge is one file with one class, and one line in :data:`GAUGES`.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from autoq.core.result import FLOAT32_NAME, Estimate, Latency
 from autoq.errors import ProfileError
-from autoq.runtime.extras import missing_extra
+from autoq.runtime.named import made_by_name
 from autoq.runtime.timing import TimingPlan
 from autoq.spec.checking import nearest
 
@@ -78,14 +77,15 @@ class Gauge(Protocol):
         ...
 
     def close(self) -> None:
-        """Ends what was started."""
-        ...
+        """Ends what was started; nothing, unless a gauge says otherwise."""
 
-    def __enter__(self) -> Gauge: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self.close()
 
 
 def load_gauge(
@@ -101,21 +101,13 @@ def load_gauge(
     reference_name: str = FLOAT32_NAME,
     options: Mapping[str, Any] | None = None,
 ) -> Gauge:
-    """The gauge called ``name``. All but ``options`` is the same for each; what it has no use for it ignores.
+    """The gauge called ``name``, told what its constructor names of all this, and made with ``options``.
 
     ``reference`` is the file that ratios are against, ``reference_name`` what it is: ``"float32"``, or the scheme of a
     uniform candidate. ``feeds`` has one inference's inputs, ``batch`` rows. Raises :class:`~autoq.errors.ProfileError`
     for an unknown name, for ``options`` that it does not take, and where its package is not installed.
     """
-    if name not in GAUGES:
-        raise ProfileError(f"measure.by: unknown gauge {name!r}{nearest(name, GAUGES)}; known: {', '.join(GAUGES)}")
-    module, _, attribute = GAUGES[name].partition(":")
-    try:
-        made = getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        how = missing_extra(name) or "install its package"
-        raise ProfileError(f"the gauge {name!r} cannot be imported ({error}): {how}") from error
-    common = {
+    occasion = {
         "batch": batch,
         "threads": threads,
         "runtime": runtime,
@@ -123,8 +115,9 @@ def load_gauge(
         "plan": plan,
         "reference_name": reference_name,
     }
-    try:
-        gauge: Gauge = made(reference, feeds, **common, **(options or {}))
-    except TypeError as error:
-        raise ProfileError(f"measure.options of {name!r}: {error}") from error
+    if name not in GAUGES:  # the field that says it is another than the options'
+        raise ProfileError(f"measure.by: unknown gauge {name!r}{nearest(name, GAUGES)}; known: {', '.join(GAUGES)}")
+    gauge: Gauge = made_by_name(
+        GAUGES, "gauge", name, (reference, feeds), field="measure.options", options=options or {}, occasion=occasion
+    )
     return gauge

@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ import numpy as np
 from autoq.core.result import FLOAT32_NAME, Conditions, Latency
 from autoq.errors import ProfileError, TrialError
 from autoq.numerics.sittings import sittings_ratio
-from autoq.runtime.gauge import Measurement
+from autoq.runtime.gauge import Gauge, Measurement
 from autoq.runtime.host import look
 from autoq.runtime.meter_process import MeterProcess
 from autoq.runtime.timing import CLEARLY, Rounds, TimingPlan, clearly_above, enough
@@ -55,7 +54,7 @@ class _Sittings:
     repeated_rounds: int
 
 
-class Meter:
+class Meter(Gauge):
     """Measures candidates against one reference: the :class:`~autoq.runtime.gauge.Gauge` of this machine."""
 
     def __init__(
@@ -96,11 +95,6 @@ class Meter:
         with self._lock:
             self._server.ensure()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the measuring process. Also happens when the meter is forgotten, and when this process ends."""

@@ -18,7 +18,7 @@ _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class SheetRow:
     """One row of the sheet, of the model and of its reference, which were timed in turn.
 
     ``load_ms`` and ``peak_memory_bytes`` are as in :class:`autoq.runtime.gauge.Measurement`; of the reference too.
@@ -49,7 +49,7 @@ class Sheet:
     reference: Path
     size_bytes: tuple[int, int]
     zipped_bytes: tuple[int, int]
-    settings: tuple[Setting, ...]
+    settings: tuple[SheetRow, ...]
 
 
 def measure_sheet(
@@ -76,7 +76,7 @@ def measure_sheet(
                 base, own = meter.measure(reference), meter.measure(model)
             assert isinstance(own.latency, Latency)
             rows.append(
-                Setting(
+                SheetRow(
                     latency=own.latency,
                     reference_ms=own.latency.median_ms / own.latency.ratio,
                     load_ms=(own.load_ms or 0.0, base.load_ms or 0.0),

@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from autoq.core.identity import sha256_hex
 from autoq.core.result import Estimate
 from autoq.errors import ProfileError, RunError, TrialError
-from autoq.runtime.gauge import Measurement
+from autoq.runtime.gauge import Gauge, Measurement
 from autoq.runtime.timing import TimingPlan
 from autoq.runtime.vela_compile import NpuEstimate, check_installed, compiled_for, estimate, installed, npu_of
 
@@ -38,7 +37,7 @@ def write_compiled(model: bytes, folder: Path, options: Mapping[str, Any]) -> tu
     return (COMPILED_FILE,)
 
 
-class Vela:
+class Vela(Gauge):
     """The :class:`~autoq.runtime.gauge.Gauge` whose figures are Vela's estimates. Equal files are compiled once."""
 
     def __init__(
@@ -53,7 +52,6 @@ class Vela:
         timeout_s: float = 120.0,
         runtime: str = "litert",
         reference_name: str = "w8a8",
-        **_: object,
     ) -> None:
         """``npu`` is one of :data:`NPUS`, ``system`` and ``memory`` may name another of its systems in Vela's
         ``Arm/vela.ini``; ``host_cycles_per_value`` is as in :func:`estimate`, ``timeout_s`` for one file.
@@ -72,17 +70,6 @@ class Vela:
         self._host, self._limit_s, self._reference_name = host_cycles_per_value, timeout_s, reference_name
         self._by = f"Vela {metadata.version('ethos-u-vela')}, {npu}"
         self._kept: dict[str, NpuEstimate] = {}
-
-    def __enter__(self) -> Vela:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Nothing: no process outlives its file."""
 
     def measure(self, candidate: Path, *, idle_above: float = math.inf) -> Measurement:
         """Estimates of one file: ``peak_memory_bytes`` is RAM, ``size_bytes`` the compiled file, for flash."""

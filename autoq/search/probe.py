@@ -37,9 +37,8 @@ from autoq.model.lower import Lowering
 from autoq.model.moments import sees_data
 from autoq.model.single import among_integers, inputs_of, integer_input, single
 from autoq.model.target import Target
-from autoq.runtime.gauge import METER, Gauge, load_gauge
+from autoq.runtime.gauge import Gauge, load_gauge
 from autoq.runtime.machine import describe, software_versions
-from autoq.runtime.meter import Meter
 from autoq.runtime.timing import TimingPlan
 from autoq.search.candidates import Candidates, activation_specs, weight_specs
 from autoq.spec.hardware import Profile
@@ -333,18 +332,16 @@ def _ratios(
 
 
 def _gauge(reference: Path, feeds: Mapping[str, np.ndarray], profile: Profile, threads: int, batch: int) -> Gauge:
-    runtime = {"runtime": profile.runtime.name, "runtime_options": profile.runtime.arguments}
-    if profile.measure.by == METER and not profile.measure.options:
-        return Meter(reference, feeds, batch=batch, threads=threads, final_plan=PLAN, **runtime)  # type: ignore[arg-type]
-    options = profile.measure.options
     return load_gauge(
         profile.measure.by,
         reference,
         feeds,
         batch=batch,
         threads=threads,
-        options=options,
-        **runtime,  # type: ignore[arg-type]
+        runtime=profile.runtime.name,
+        runtime_options=profile.runtime.arguments,
+        plan=PLAN,
+        options=profile.measure.options,
     )
 
 

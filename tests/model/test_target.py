@@ -29,6 +29,17 @@ def test_every_runtime_has_a_writer() -> None:
         assert target.runs_onnx or target.suffix in WRITERS
 
 
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_an_option_that_a_runtime_has_not_is_named(name: str) -> None:
+    with pytest.raises(ProfileError, match=f"runtime.options of '{name}': there is no 'threds'"):
+        Target.load(name, {"threds": 2})
+
+
+def test_options_have_a_nearest() -> None:
+    with pytest.raises(ProfileError, match="there is no 'providr'; did you mean 'provider'"):
+        Target.load("onnxruntime", {"providr": "CPUExecutionProvider"})
+
+
 def test_an_unknown_runtime_is_named() -> None:
     with pytest.raises(ProfileError, match="unknown runtime 'onnxrt'; did you mean 'onnxruntime'; known: onnxruntime"):
         Target.load("onnxrt")

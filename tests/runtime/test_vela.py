@@ -91,6 +91,8 @@ def test_the_gauge(tmp_path: Path) -> None:
         ({"npu": "ethos-u55-256", "timeout_s": 0}, "litert", "must be above 0"),
         ({"npu": "ethos-u55-256"}, "onnxruntime", "runtime.name must be litert"),
         ({}, "litert", "npu"),
+        ({"npu": "ethos-u55-256", "timeout": 9}, "litert", "there is no 'timeout'; did you mean 'timeout_s'"),
+        ({"npu": "ethos-u55-256", "runtime": "x"}, "litert", "there is no 'runtime'"),
     ],
 )
 def test_options_that_make_no_gauge(options: dict[str, Any], runtime: str, message: str, tmp_path: Path) -> None:
