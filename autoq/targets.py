@@ -24,14 +24,14 @@ from autoq.core.objectives import Values, constraint_violations, losses, metric_
 from autoq.core.policy import Policy
 from autoq.core.result import Estimate, Front, FrontPoint, Latency
 from autoq.core.targets import TargetPoint, TargetResult, Targets, common_file
-from autoq.errors import AutoqError, JobError, RunError, TrialError
+from autoq.errors import JobError, RunError, TrialError
 from autoq.numerics.pareto import non_dominated
 from autoq.pipeline import RUNS, Events, Outcome, TakenOver, run_search, tracking_uri_of, wants_memory
 from autoq.record.front import read_front
 from autoq.record.run_folder import RunFolder, free_name
 from autoq.record.targets import TARGETS_FILE, TargetsRecord, read_targets_record, write_targets
 from autoq.record.tracking import Tracker
-from autoq.runtime.gauge import Gauge
+from autoq.runtime.gauge import Gauge, measure_each
 from autoq.search.store import TrialLog
 from autoq.setting import Setting, gauge_of, read_setting, reference_path
 from autoq.spec.hardware import Profile, load_profile
@@ -313,17 +313,11 @@ def _metric(setting: Setting, file: _File, key: str) -> float:
 
 def _timed(gauge: Gauge, files: Sequence[_File]) -> tuple[dict[str, Latency | Estimate], dict[str, str]]:
     """SHA-256 -> latency, all in turn; one that fails is timed no more, and why is told of it."""
-    if not files:
-        return {}, {}
-    try:
-        found = gauge.measure_many([file.path for file in files])
-        return {file.point.sha256: latency for file, latency in zip(files, found, strict=True)}, {}
-    except AutoqError:  # one of them: each by itself
-        latencies: dict[str, Latency | Estimate] = {}
-        failed: dict[str, str] = {}
-        for file in files:
-            try:
-                latencies[file.point.sha256] = gauge.measure_many([file.path])[0]
-            except TrialError as error:
-                failed[f"{file.point.id} of {file.found_for}"] = str(error)
-        return latencies, failed
+    latencies: dict[str, Latency | Estimate] = {}
+    failed: dict[str, str] = {}
+    for file, found in zip(files, measure_each(gauge, [file.path for file in files]) if files else (), strict=True):
+        if isinstance(found, TrialError):
+            failed[f"{file.point.id} of {file.found_for}"] = str(found)
+        else:
+            latencies[file.point.sha256] = found
+    return latencies, failed

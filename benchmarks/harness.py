@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,17 @@ def accuracy(model: Path, x: np.ndarray, y: np.ndarray, batch: int = 100) -> flo
     name = opened.get_inputs()[0].name
     logits = np.concatenate([opened.run(None, {name: x[i : i + batch]})[0] for i in range(0, len(x), batch)])
     return float((logits.argmax(-1) == y).mean())
+
+
+def block(step: Callable[[], object], seconds: float = 0.008) -> float:
+    """Median seconds of a step in a warm block."""
+    step(), step()
+    taken, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end or len(taken) < 3:
+        start = time.perf_counter()
+        step()
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken))
 
 
 def timed_in_turn(models: Sequence[Path], feed: np.ndarray, blocks: int, runs: int, warm: int = 15) -> np.ndarray:

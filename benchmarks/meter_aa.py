@@ -15,23 +15,11 @@ import statistics
 import time
 from pathlib import Path
 
-import numpy as np
-
 from autoq.runtime.gauge import Measurement
 from autoq.runtime.machine import describe
 from autoq.runtime.meter import Meter
 from autoq.runtime.ort import input_specs
-
-
-def random_feeds(model: Path, batch: int, open_size: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """One inference's inputs: normal floats, integers 0 and 1; open dimensions but the first are ``open_size``."""
-    rng = np.random.default_rng(seed)
-    feeds = {}
-    for spec in input_specs(model):
-        shape = [batch, *(open_size if size is None else size for size in spec.shape[1:])]
-        values = rng.normal(size=shape) if spec.dtype.kind == "f" else rng.integers(2, size=shape)
-        feeds[spec.name] = values.astype(spec.dtype)
-    return feeds
+from autoq.runtime.sheet import random_feeds
 
 
 def row(name: str, measured: list[Measurement], truth: float | None, seconds: float) -> str:
@@ -69,7 +57,7 @@ def main() -> None:
         f"{'file':24s} {'ratio':>7s} {'spread':>8s} {'least':>7s} {'most':>7s} {'interval±':>9s} {'excluded':>9s} "
         f"{'ms':>8s} {'MB':>7s} {'±MB':>6s} {'rounds':>6s} {'disturbed':>9s} {'s each':>6s}"
     )
-    feeds = random_feeds(given.model, given.batch, given.open_size)
+    feeds = random_feeds(input_specs(given.model), given.batch, given.open_size)
     with Meter(given.model, feeds, batch=given.batch, threads=given.threads) as meter:
         for path, truth in [(given.model, 1.0), *([(given.other, None)] if given.other else [])]:
             start = time.perf_counter()

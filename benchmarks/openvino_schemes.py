@@ -10,12 +10,10 @@ under the same precision hint; less is better. ``ran as`` is the layer's precisi
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable
 
 import numpy as np
 import onnx
-from harness import machine, save
+from harness import block, machine, save
 from lowered_forms import one_layer
 from product_forms import built, lowering_of
 
@@ -45,17 +43,6 @@ LAYERS: dict[str, tuple[tuple[str, ...], onnx.ModelProto, tuple[int, ...]]] = {
         for rows in (1, 8, 64)
     },
 }
-
-
-def block(step: Callable[[], object], seconds: float = 0.008) -> float:
-    """Median seconds of a step in a warm block."""
-    step(), step()
-    taken, end = [], time.perf_counter() + seconds
-    while time.perf_counter() < end or len(taken) < 3:
-        start = time.perf_counter()
-        step()
-        taken.append(time.perf_counter() - start)
-    return float(np.median(taken))
 
 
 def measured(runtime: OpenVino, name: str, rounds: int = 9) -> dict[str, dict[str, object]]:

@@ -11,13 +11,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
-from harness import machine, save
+from harness import block, machine, save
 from lowered_forms import one_layer
 from onnx import TensorProto, helper, numpy_helper
 
@@ -80,7 +79,7 @@ def ratios(candidates: Mapping[str, bytes], x: np.ndarray, rounds: int = 9, bloc
     for name in others:
         values = []
         for turn in range(rounds):
-            pair = {each: _block(steps[each], block_s) for each in ((base, name) if turn % 2 else (name, base))}
+            pair = {each: block(steps[each], block_s) for each in ((base, name) if turn % 2 else (name, base))}
             values.append(pair[name] / pair[base])
         found[name] = float(np.median(values))
     return found
@@ -89,16 +88,6 @@ def ratios(candidates: Mapping[str, bytes], x: np.ndarray, rounds: int = 9, bloc
 def _step(model: bytes, x: np.ndarray) -> Callable[[], object]:
     session = open_session(model)
     return lambda: session.run(None, {"x": x})
-
-
-def _block(step: Callable[[], object], seconds: float) -> float:
-    step(), step()
-    taken, end = [], time.perf_counter() + seconds
-    while time.perf_counter() < end or len(taken) < 3:
-        start = time.perf_counter()
-        step()
-        taken.append(time.perf_counter() - start)
-    return float(np.median(taken))
 
 
 def products(texts: Sequence[str] = PRODUCTS, level: int = 4) -> dict[str, dict[str, list[float]]]:
@@ -245,7 +234,7 @@ def tables() -> dict[str, dict[str, float]]:
     for count in IDS:
         picked = rng.integers(0, TABLE[0], (1, count))
         for name, model_bytes in candidates.items():
-            found[name][f"us_{count}"] = 1e6 * min(_block(_step(model_bytes, picked), 0.01) for _ in range(5))
+            found[name][f"us_{count}"] = 1e6 * min(block(_step(model_bytes, picked), 0.01) for _ in range(5))
     print(
         "\nA table of 30522 x 384 (normal values)\n| form | MB | peak MB | noise dB | "
         + " | ".join(f"{n} ids, us" for n in IDS)

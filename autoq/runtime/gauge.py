@@ -15,7 +15,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from autoq.core.result import FLOAT32_NAME, Estimate, Latency
-from autoq.errors import ProfileError
+from autoq.errors import ProfileError, TrialError
 from autoq.runtime.named import made_by_name
 from autoq.runtime.timing import TimingPlan
 from autoq.spec.checking import nearest
@@ -86,6 +86,20 @@ class Gauge(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def measure_each(gauge: Gauge, files: Sequence[Path]) -> list[Latency | Estimate | TrialError]:
+    """:meth:`Gauge.measure_many`; where one of the files fails, each by itself, and that one's error in its place."""
+    try:
+        return list(gauge.measure_many(files))
+    except TrialError:
+        found: list[Latency | Estimate | TrialError] = []
+        for file in files:
+            try:
+                found += gauge.measure_many([file])
+            except TrialError as error:
+                found.append(error)
+        return found
 
 
 def load_gauge(

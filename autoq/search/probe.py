@@ -37,7 +37,7 @@ from autoq.model.lower import Lowering
 from autoq.model.moments import sees_data
 from autoq.model.single import among_integers, inputs_of, integer_input, single
 from autoq.model.target import Target
-from autoq.runtime.gauge import Gauge, load_gauge
+from autoq.runtime.gauge import Gauge, load_gauge, measure_each
 from autoq.runtime.machine import describe, software_versions
 from autoq.runtime.timing import TimingPlan
 from autoq.search.candidates import Candidates, activation_specs, weight_specs
@@ -318,13 +318,8 @@ def _ratios(
 ) -> tuple[dict[str, Ratio], float]:
     """Each file's time to the reference's, with its interval, and the reference's; what does not run is left out."""
     with _gauge(reference, feeds, profile, threads, batch) as gauge:
-        try:
-            found = dict(zip(files, gauge.measure_many(list(files.values())), strict=True))
-        except TrialError:  # one of them does not run: each by itself
-            found = {}
-            for name, path in files.items():
-                with contextlib.suppress(TrialError):
-                    found[name] = gauge.measure_many([path])[0]
+        taken = zip(files, measure_each(gauge, list(files.values())), strict=True)
+    found = {name: each for name, each in taken if not isinstance(each, TrialError)}
     if not found:
         raise TrialError("measure", "none of its files runs here")
     own = statistics.median(each.ms / each.ratio for each in found.values())
