@@ -1,12 +1,12 @@
 """A search of ResNet-20 for an Arm Ethos-U: what fewer bits save in cycles, and what they cost in accuracy.
 
-    python benchmarks/npu_front.py [--npu u55-256] [--trials 150] [--out RUN] [--bench DIR]     # needs the extra [npu]
+    python benchmarks/npu_front.py [--npu u55-256] [--space npu] [--trials 60] [--out RUN] [--bench DIR]
 
-Searches the space ``low-bits`` with ``hardware: npu-ethos-...``: accuracy on LiteRT, cycles by Vela, both of the file
-that would ship. Prints the front on the final split, which no label of had a say in the search, and how far the best
-point within 0.5 points of float32 is below the cycles of the same network with 8 bits throughout (the profile's
-reference). Then Vela's cycles layer by layer, for that point and the reference. Cycles are estimates: nothing ran on a
-chip.
+Needs the extra [npu]. Searches the space with ``hardware: npu-ethos-...``: accuracy on LiteRT, cycles by Vela, both of
+the file that would ship. Prints the front on the final split, which no label of had a say in the search, and how far
+the best point within 0.5 points of float32 is below the cycles of the same network with 8 bits throughout (its
+profile's reference). Then Vela's cycles layer by layer, for that point and the reference. Cycles are estimates: nothing
+ran on a chip.
 """
 
 from __future__ import annotations
@@ -40,14 +40,17 @@ def layer_cycles(file: Path, npu: str) -> list[tuple[str, int]]:
 def main() -> None:
     """Search, print, save."""
     arguments = parser(__doc__)
-    arguments.add_argument("--npu", default="u55-256")
-    arguments.add_argument("--trials", type=int, default=150)
+    arguments.add_argument(
+        "--npu", default="u55-256", help="u55-128, u55-256, u65-256 or u85-256 [default: %(default)s]"
+    )
+    arguments.add_argument("--space", default="npu")
+    arguments.add_argument("--trials", type=int, default=60)
     arguments.add_argument("--out", type=Path)
     given = arguments.parse_args()
     job = resnet20_job(given.bench) | {
         "name": f"npu-{given.npu}",
         "hardware": f"npu-ethos-{given.npu}",
-        "space": "low-bits",
+        "space": given.space,
         "objectives": ["metric", "latency"],
         "constraints": {"max_metric_drop": 0.03},
         "budget": {"trials": given.trials},
@@ -57,7 +60,8 @@ def main() -> None:
     result = searched(job, out)
     seconds = time.time() - start
     base, table = result.front.baseline.metric.final, []
-    print(f"{where['processor']}, {where['cores']} cores; {given.trials} trials, {seconds:.0f} s; float32 {base:.4f}\n")
+    print(f"{where['processor']}, {where['cores']} cores; {given.npu}, {given.space}, {given.trials} trials")
+    print(f"{seconds:.0f} s; float32 {base:.4f}\n")
     print(
         f"{'point':14s} {'top-1':>7s} {'lost':>6s} {'cycles':>9s} {'saved':>6s} {'SRAM':>8s} {'flash':>8s} {'bits':>5s}"
     )
@@ -84,7 +88,7 @@ def main() -> None:
             if before != after:
                 print(f"  {name:32s} {before:8,d} {after:8,d}")
     save(
-        f"npu_front_{given.npu}",
+        f"npu_front_{given.npu}_{given.space}",
         {"machine": where, "seconds": seconds, "float32": base, "points": table, "layers": layers},
     )
 

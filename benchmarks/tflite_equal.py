@@ -3,10 +3,11 @@
     python benchmarks/tflite_equal.py [--rows 2000] [--bench DIR]     # needs the extra [npu]
 
 Candidates of ResNet-20 and of the MobileNetV3-style network (benchmarks/mobile_nets.py) with 8-bit activations and
-weights of 8, 4 and 2 bits (GPTQ), as ONNX on ONNX Runtime and as TFLite on LiteRT, on the first rows of ``val.npz``:
+weights of 8 to 2 bits (GPTQ), as ONNX on ONNX Runtime and as TFLite on LiteRT, on the first rows of ``val.npz``:
 the largest difference of a logit in steps of the output's grid, the share of logits that are equal, the share of rows
 with the same class, and top-1 of both. "mixed" gives the layers 8, 4 and 2 bits by their number of weights: 2 bits to
-the largest third, 4 to the next, 8 to the rest and to the first and last layer. Vela's figures are estimates.
+the largest third, 4 to the next, 8 to the rest and to the first and last layer. Vela's figures are estimates; the
+last table has the cycles of all on each accelerator relative to 8 bits, as ``cost`` of its profile has them.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from autoq.runtime.ort import open_session, run_batches
 from autoq.runtime.vela_compile import NPUS, estimate
 from autoq.search.candidates import Candidates, activation_specs, weight_specs
 
-SCHEMES = {bits: Scheme.parse(f"w{bits}a8{'' if bits == 8 else '-gptq'}@minmax") for bits in (8, 4, 2)}
+SCHEMES = {bits: Scheme.parse(f"w{bits}a8{'' if bits == 8 else '-gptq'}@minmax") for bits in (8, 6, 5, 4, 3, 2)}
 
 
 def lowering_of(model: Path, images: np.ndarray) -> Lowering:
@@ -71,9 +72,11 @@ def policies(layers: tuple[Layer, ...]) -> dict[str, dict[str, Scheme]]:
     inner = [layer.name for layer in by_size]
     return {
         "w8a8": {layer.name: SCHEMES[8] for layer in layers},
-        "w4a8, ends at 8": dict.fromkeys(ends, SCHEMES[8]) | dict.fromkeys(inner, SCHEMES[4]),
+        **{
+            f"w{bits}a8, ends at 8": dict.fromkeys(ends, SCHEMES[8]) | dict.fromkeys(inner, SCHEMES[bits])
+            for bits in (6, 5, 4, 3, 2)
+        },
         "mixed": dict.fromkeys(ends, SCHEMES[8]) | mixed,
-        "w2a8, ends at 8": dict.fromkeys(ends, SCHEMES[8]) | dict.fromkeys(inner, SCHEMES[2]),
     }
 
 
@@ -131,7 +134,7 @@ def main() -> None:
         lowering = lowering_of(path, images[:256])
         for name, policy in policies(lowering.layers).items():
             file, row = compared(lowering.build(lowering.canonical(Policy.of(policy))), x, y)
-            row["vela"] = estimates(file, tuple(NPUS) if name == "w8a8" else ("ethos-u55-256",))
+            row["vela"] = estimates(file, tuple(NPUS))
             u55 = row["vela"]["ethos-u55-256"]
             table.append({"model": model, "policy": name, **row})
             print(
@@ -139,10 +142,13 @@ def main() -> None:
                 f"{row['top1_litert']:7.4f} {row['top1_onnxruntime']:7.4f}  {u55['cycles']:14,d} "
                 f"{u55['flash_bytes']:8,d} {' '.join(sorted(set(u55['on_host'])))}"
             )
+    print(f"\n{'cycles, and to 8 bits':36s}" + "".join(f"{name:>20s}" for name in NPUS))
+    whole = {row["model"]: row["vela"] for row in table if row["policy"] == "w8a8"}
     for row in table:
-        if row["policy"] == "w8a8":
-            cycles = ", ".join(f"{name} {each['cycles']:,}" for name, each in row["vela"].items())
-            print(f"{row['model']}, w8a8: {cycles} cycles")
+        cycles = {name: (row["vela"][name]["cycles"], whole[row["model"]][name]["cycles"]) for name in NPUS}
+        cells = "".join(f"{own:>13,d} {own / eight:6.3f}" for own, eight in cycles.values())
+        print(f"{row['model'] + ', ' + row['policy']:36s}{cells}")
+    for row in table:
         met = row["largest_steps"] <= 1.01 and row["same_class"] >= 0.999
         print(f"{row['model']}, {row['policy']}: within one step and 99.9 % of the classes: {verdict(met)}")
     save("tflite_equal", {"machine": where, "table": table})

@@ -12,11 +12,12 @@ Grammar (defaults are left out of the text, so that one scheme has one name)::
     w8a8@dynamic                    the same, ranges found at run time
     w4a8-gptq@percentile99.99       4-bit weights rounded by GPTQ, activations clipped at a percentile
     w8a8-s8-tensor@mse              signed symmetric activations, one weight scale for the whole tensor
+    w3a8-gptq@mse                   3-bit weights, for hardware whose compiler packs them: no ONNX type holds them
     w4a8-kmeans-bc-smooth0.5@mse    weights from a codebook of 16 values, bias corrected, inputs smoothed
 
     scheme      := floats | weight options | weight "a8" ["-s8"] options "@" calibration
     floats      := "float32" | "float16" | "bf16" | "fp16" | "fp8"
-    weight      := "w" ("8" | "7" | "4" | "2")
+    weight      := "w" ("8" | "7" | "6" | "5" | "4" | "3" | "2")
     options     := ["-tensor" | "-b32" | "-b64" | "-b128"] ["-asym"] [rounding] ["-bc" | "-bca"] ["-smooth" NUMBER]
     rounding    := "-gptq" | "-adaround" | "-gptaq" | "-brecq" | "-kmeans" | "-pq"
     calibration := "minmax" | "ema" | "percentile" NUMBER | "entropy" | "mse" | "dynamic"
@@ -45,7 +46,12 @@ FLOATS: dict[Floats, int] = {"bf16": 16, "fp16": 16, "fp8": 8}
 BY_BLOCK: dict[Rounding, Rounding] = {"gptaq": "gptq", "brecq": "adaround"}
 """Roundings for what a layer gets from others rounded likewise, and how each rounds the layer in the end."""
 
-WEIGHT_BITS = (8, 7, 4, 2)
+WEIGHT_BITS = (8, 7, 6, 5, 4, 3, 2)
+IN_BYTES = (7, 6, 5, 3)
+"""Bits that no ONNX type has: such weights are stored as int8, of which they use fewer levels. 7 bits leave room in
+16-bit sums; 6, 5 and 3 are for targets that pack weights themselves (``PACKED``)."""
+PACKED = (6, 5, 3)
+"""Bits that gain only where the target packs weights by what they hold."""
 BLOCKS: dict[str, int] = {"b32": 32, "b64": 64, "b128": 128}
 """Granularities by blocks of consecutive inputs, and how many each block has."""
 CALIBRATION_METHODS: tuple[CalibrationMethod, ...] = ("minmax", "ema", "percentile", "entropy", "mse", "dynamic")
@@ -79,7 +85,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightSpec:
-    """How weights are stored: ``bits`` 16 is float16, the others are integers; 7 bits are stored in 8.
+    """How weights are stored: ``bits`` 16 is float16, the others are integers, :data:`IN_BYTES` in 8 bits.
 
     ``granularity`` ``"channel"`` is one scale per output channel, ``"b32"`` one per 32 consecutive inputs of a channel.
     ``symmetric`` integers have no zero point. ``rounding`` ``"kmeans"`` stores indices into a codebook of the layer's
@@ -89,7 +95,7 @@ class WeightSpec:
     outliers that input channels hand over to the weights (SmoothQuant's alpha), or ``None``.
     """
 
-    bits: Literal[16, 8, 7, 4, 2]
+    bits: Literal[16, 8, 7, 6, 5, 4, 3, 2]
     granularity: Granularity = "channel"
     rounding: Rounding = "nearest"
     symmetric: bool = True
@@ -98,12 +104,12 @@ class WeightSpec:
 
     def __post_init__(self) -> None:
         if self.bits not in (16, *WEIGHT_BITS):
-            raise JobError(f"{self.bits} weight bits are not supported; use 16 (float16), 8, 7, 4 or 2")
+            raise JobError(f"{self.bits} weight bits are not supported; use 16 (float16), or 8 to 2")
         if self.rounding in ("kmeans", "pq") and self.bits not in (4, 2):
             raise JobError(f"codebooks ('-{self.rounding}') have 4 or 2 bits, not {self.bits}")
         if self.rounding == "pq" and self.granularity != "channel":
             raise JobError("product quantization ('-pq') has one scale a row, so none per tensor or block")
-        if self.granularity in BLOCKS and (self.rounding not in ("nearest", "gptq") or self.bits == 7):
+        if self.granularity in BLOCKS and (self.rounding not in ("nearest", "gptq") or self.bits in IN_BYTES):
             raise JobError(f"blocks ('-{self.granularity}') have 8, 4 or 2 bits, rounded to nearest or by '-gptq'")
         if not self.symmetric and self.granularity not in BLOCKS:
             raise JobError("zero points of weights ('-asym') come with blocks only: '-b32', '-b64' or '-b128'")
@@ -117,8 +123,8 @@ class WeightSpec:
 
     @property
     def stored_bits(self) -> int:
-        """Bits that a weight takes in the file."""
-        return 8 if self.bits == 7 else self.bits
+        """Bits that a weight takes in an ONNX file."""
+        return 8 if self.bits in IN_BYTES else self.bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,8 +164,6 @@ class Scheme:
             raise JobError("8-bit activations need integer weights (w8a8, w4a8 or w2a8)")
         if self.weight is None:
             return
-        if self.activation is None and self.weight.bits == 7:
-            raise JobError("7-bit weights leave room in 16-bit sums with 8-bit activations; alone, use w8")
         if self.activation is not None and (self.weight.granularity in BLOCKS or self.weight.rounding == "pq"):
             raise JobError("blocks ('-b32', ...) and '-pq' are weight-only: they have no 8-bit activations")
         if self.weight.smoothing != (self.activation and self.activation.smoothing):
@@ -172,10 +176,12 @@ class Scheme:
 
     @property
     def weight_bits(self) -> int:
-        """Bits per stored weight: 32, 16, 8, 4 or 2. 7-bit weights are stored in 8."""
+        """Bits of a weight on its target: 32, 16, 8, 4 or 2, and 6, 5 or 3 where that packs them; 7 take 8."""
         if self.floats is not None:
             return FLOATS[self.floats]
-        return 32 if self.weight is None else self.weight.stored_bits
+        if self.weight is None:
+            return 32
+        return self.weight.bits if self.weight.bits in PACKED else self.weight.stored_bits
 
     @property
     def family(self) -> str:
@@ -227,6 +233,9 @@ class Scheme:
             raise JobError(
                 f"{text!r} has float activations: '-s8', '-smooth' and '@calibration' go with w8a8, w4a8 and w2a8"
             )
+        # Here, not on construction: what such weights cost is probed with all activations left float.
+        if activation is None and int(match["bits"]) in IN_BYTES:
+            raise JobError(_not_alone(int(match["bits"])))
         weight = WeightSpec(
             bits=int(match["bits"]),  # type: ignore[arg-type]
             granularity=match["granularity"] or "channel",  # type: ignore[arg-type]
@@ -238,10 +247,16 @@ class Scheme:
         return cls(weight=weight, activation=activation)
 
 
+def _not_alone(bits: int) -> str:
+    if bits in PACKED:
+        return f"{bits}-bit weights pay on hardware that packs them, beside 8-bit activations; alone, use w8 or w4"
+    return f"{bits}-bit weights leave room in 16-bit sums with 8-bit activations; alone, use w8"
+
+
 _CORRECTIONS: dict[str, BiasCorrection] = {"-bc": "empirical", "-bca": "analytic"}
 
 _PATTERN = re.compile(
-    r"w(?P<bits>8|7|4|2)(?P<a8>a8)?(?P<s8>-s8)?(?:-(?P<granularity>tensor|b32|b64|b128))?(?P<asym>-asym)?"
+    r"w(?P<bits>[2-8])(?P<a8>a8)?(?P<s8>-s8)?(?:-(?P<granularity>tensor|b32|b64|b128))?(?P<asym>-asym)?"
     r"(?:-(?P<rounding>gptq|adaround|gptaq|brecq|kmeans|pq))?(?P<bc>-bca?)?(?:-smooth(?P<smooth>\d+(?:\.\d+)?))?"
     r"(?:@(?P<method>minmax|ema|percentile(?=\d)|entropy|mse|dynamic)"
     r"(?P<percentile>(?<=percentile)\d+(?:\.\d+)?)?)?"

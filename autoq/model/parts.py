@@ -40,7 +40,7 @@ class Part(NamedTuple):
 def latency_class(layer: Layer, scheme: Scheme, *, packed: bool = False) -> str:
     """What ``layer`` runs in under ``scheme``; schemes of one class differ in values and in bytes on disk alone.
 
-    Rounding, calibration and corrections change values. Weights of 7, 4 and 2 bits and codebooks are widened to int8
+    Rounding, calibration and corrections change values. Weights of fewer than 8 bits and codebooks are widened to int8
     when the session loads; those of layers with float activations to float32. Look-ups convert the rows that they take
     at run time, and weights in blocks are read as they are packed. Where all are (``packed``), bits and codebooks of
     integer layers make classes, too.

@@ -10,13 +10,21 @@ import numpy.typing as npt
 Vector = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float32]
 
-# Bits -> (smallest level, largest level). 8 bits leave out -128, so that the grid is symmetric; 4 and 2 bits are too
+# Bits -> (smallest level, largest level). 8 bits leave out -128, so that the grid is symmetric; 6 and fewer are too
 # few to leave one out. 7 bits are for x86 without VNNI, whose kernels add pairs of products with a uint8 in 16 bits and
 # saturate there: of symmetric grids this is the widest that cannot, since 2 * 255 * 64 <= 32767.
-WEIGHT_LEVELS = {8: (-127, 127), 7: (-64, 64), 4: (-8, 7), 2: (-2, 1)}
+WEIGHT_LEVELS = {8: (-127, 127), 7: (-64, 64), 6: (-32, 31), 5: (-16, 15), 4: (-8, 7), 3: (-4, 3), 2: (-2, 1)}
 
 # Bits -> (candidates, the smallest as a share of the scale that just reaches the largest weight).
-_GRID = {8: (20, 1 / 4), 7: (20, 1 / 4), 4: (100, 1 / 8), 2: (100, 1 / 16)}
+_GRID = {
+    8: (20, 1 / 4),
+    7: (20, 1 / 4),
+    6: (100, 1 / 4),
+    5: (100, 1 / 6),
+    4: (100, 1 / 8),
+    3: (100, 1 / 12),
+    2: (100, 1 / 16),
+}
 _REFINEMENTS = 4
 _CHUNK = 1 << 15  # weights at a time: the scratch arrays stay in the cache through all candidates
 

@@ -32,7 +32,10 @@ __all__ = [
 _GPTQ_CANDIDATES = {
     8: (1.0,),
     7: (1.0,),
+    6: (0.95, 1.0, 1.05),
+    5: (0.9, 0.95, 1.0, 1.05, 1.1),
     4: (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15),
+    3: (0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2),
     2: (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4),
 }
 
@@ -93,7 +96,7 @@ def quantize_weight(
     symmetric: bool = True,
     factors: Factors | None = None,
 ) -> QuantizedWeight:
-    """``weight`` as ``bits``-bit integers (8, 7, 4 or 2).
+    """``weight`` as ``bits``-bit integers (2 to 8).
 
     ``axis`` is the axis of the scales, the layer's output channels: 0 for a Conv ``[O, I/groups, k...]``, 1 for a
     MatMul ``[K, N]`` or a ConvTranspose ``[I, O/groups, k...]``; ``None`` for one scale. All other axes, flattened, are

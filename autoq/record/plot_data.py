@@ -20,7 +20,10 @@ BITS_COLOURS: dict[int, tuple[str, str]] = {
     32: ("#eef1f4", "#333333"),
     16: ("#cfe3d4", "#333333"),
     8: ("#9ecae1", "#123048"),
+    6: ("#7fb8d8", "#123048"),
+    5: ("#5fa4ce", "#ffffff"),
     4: ("#3f8fc4", "#ffffff"),
+    3: ("#256fa7", "#ffffff"),
     2: ("#0b4f8a", "#ffffff"),
 }
 

@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from autoq.core.identity import sha256_hex
-from autoq.core.scheme import Scheme
+from autoq.core.scheme import IN_BYTES, Scheme
 from autoq.errors import AutoqError, RunError, TrialError
 from autoq.model.target import Target
 from autoq.model.tensorrt_check import tensorrt_problems
@@ -250,7 +250,7 @@ def _weight_problem(record: dict[str, Any], graph: onnx.GraphProto) -> str:
         return ""
     kind = TensorProto.DataType.Name(stored[name].data_type)
     coded = scheme.weight is not None and scheme.weight.rounding == "kmeans"
-    expected = (_INDICES if coded else _STORED).get(scheme.weight_bits)
+    expected = (_INDICES if coded else _STORED).get(32 if scheme.weight is None else scheme.weight.stored_bits)
     if scheme.floats is not None:
         expected = _SHORT[scheme.floats]
     if scheme.weight is not None and scheme.weight.rounding == "pq":
@@ -258,11 +258,11 @@ def _weight_problem(record: dict[str, Any], graph: onnx.GraphProto) -> str:
         if stored[name].data_type != TensorProto.UINT8 or columns != width(scheme.weight.bits):
             return f"asked for {scheme}, the file holds {kind} with {columns or 'no'} columns to a code"
         return ""
-    if scheme.weight is not None and scheme.weight.bits == 7 and stored[name].data_type == expected:
-        low, high = WEIGHT_LEVELS[7]
+    if scheme.weight is not None and scheme.weight.bits in IN_BYTES and stored[name].data_type == expected:
+        low, high = WEIGHT_LEVELS[scheme.weight.bits]
         values = numpy_helper.to_array(stored[name])
         if values.min(initial=0) < low or values.max(initial=0) > high:
-            return f"asked for 7-bit weights, the file's go from {values.min()} to {values.max()}"
+            return f"asked for {scheme.weight.bits}-bit weights, the file's go from {values.min()} to {values.max()}"
     if expected is None and name != weight:
         return f"asked for float32 weights, the file holds {kind}"
     if expected is not None and stored[name].data_type != expected:

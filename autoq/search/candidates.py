@@ -226,7 +226,7 @@ def _model_problem(graph: Graph, layer: Layer, scheme: Scheme, opset: int) -> st
         return _block_problem(layer, scheme.weight)
     if scheme.weight is not None and scheme.weight.rounding == "pq":
         return _product_problem(layer, scheme.weight)
-    if scheme.weight is not None and scheme.weight_bits < 8 and opset < TARGET_OPSET:
+    if scheme.weight is not None and scheme.weight.stored_bits < 8 and opset < TARGET_OPSET:
         return f"the model stayed at opset {opset}; {scheme.weight.bits}-bit weights need {TARGET_OPSET}"
     if scheme.weight is not None and scheme.weight.bits == 16:
         weight = graph.constant(layer.weight)

@@ -26,7 +26,7 @@ from autoq.core.identity import content_id, sha256_hex
 from autoq.core.layer import Layer
 from autoq.core.policy import Policy
 from autoq.core.result import Estimate, Latency
-from autoq.core.scheme import FLOAT32, Scheme
+from autoq.core.scheme import FLOAT32, IN_BYTES, Scheme
 from autoq.errors import AutoqError, TrialError
 from autoq.model.bank import Bank
 from autoq.model.cache import write_aside
@@ -215,7 +215,7 @@ def _gentler(scheme: Scheme) -> list[str]:
     names = [str(FLOAT32)]
     if scheme.weight is not None and scheme.weight.bits != 16:
         names.append("float16")
-    if scheme.activation is not None and scheme.weight is not None and scheme.weight.bits != 7:
+    if scheme.activation is not None and scheme.weight is not None and scheme.weight.bits not in IN_BYTES:
         weight = dataclasses.replace(scheme.weight, smoothing=None)
         names.append(form(Scheme(weight=weight)))
     return names

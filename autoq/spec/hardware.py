@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +20,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from autoq.core.form import FORM_NAMES
 from autoq.core.layer import LAYER_OPS, Layer
 from autoq.core.op_rules import op_problem
-from autoq.core.scheme import FLOAT32, Scheme
+from autoq.core.scheme import FLOAT32, IN_BYTES, PACKED, WEIGHT_BITS, Scheme
 from autoq.errors import JobError
 from autoq.spec.checking import AsTuple, Count, Fields, Text, nearest, show, validate
 from autoq.spec.extends import read_extended
@@ -28,11 +29,10 @@ from autoq.spec.limits import Limits
 from autoq.spec.probed import Probed
 from autoq.spec.resources import find_named, named
 from autoq.spec.schemes import (
-    all_schemes,
+    by_family,
     costed_texts,
     glob_problem,
     globbed,
-    known_texts,
     matches,
     nearest_scheme,
     without_calibration,
@@ -47,6 +47,12 @@ Names = Annotated[tuple[Text, ...], AsTuple]
 
 
 _COSTED = (*LAYER_OPS, "depthwise Conv", "grouped Conv")
+
+_PACKED = tuple(f"w{bits}" for bits in PACKED)
+_NOT_PACKED = (
+    "weights of 6, 5 and 3 bits lie in whole bytes here, as large and as slow as 8-bit ones and less exact: they are "
+    "for hardware whose compiler packs weights (lowering.packed_weights)"
+)
 
 
 Cost = tuple[tuple[float, float], ...]
@@ -232,6 +238,8 @@ class Profile:
         for forbidden in rules.forbid:
             if matches(forbidden.schemes, names):
                 return forbidden.why
+        if not self.lowering.packed_weights and names[0].startswith(_PACKED):
+            return _NOT_PACKED
         if any(matches(glob, names) for glob in rules.allow):
             return None
         return f"the profile {self.name} allows {op_type} only {', '.join(rules.allow)}"
@@ -371,10 +379,11 @@ def _instead_problems(instead: Mapping[str, str]) -> list[str]:
     """Families that are none, or that do not take the same options."""
     if not instead:
         return []
-    options: dict[str, set[str]] = {}
-    for scheme in all_schemes():
-        if scheme.weight is not None and scheme.weight.bits != 16:
-            options.setdefault(scheme.family, set()).add(str(scheme).removeprefix(scheme.family))
+    options = {
+        family: {text.removeprefix(family) for text, _ in listed}
+        for family, listed in by_family().items()
+        if family.startswith("w")
+    }
     problems = []
     for family, other in instead.items():
         unknown = [name for name in (family, other) if name not in options]
@@ -470,19 +479,27 @@ def _cost_names(scheme: Scheme) -> list[str]:
     names = [text, plain, plain.replace("-asym", ""), plain.removesuffix("-tensor"), scheme.family]
     if scheme.activation is not None and scheme.activation.dynamic:
         names = [f"{text}@dynamic", f"{plain}@dynamic", f"{scheme.family}@dynamic", text, plain, scheme.family]
-    # 7-bit weights are 8-bit ones to the kernels.
-    return [*names, *(name.replace("w7", "w8", 1) for name in names)] if scheme.weight.bits == 7 else names
+    return [name.replace(scheme.family, family, 1) for family in _priced_as(scheme.family) for name in names]
+
+
+@cache
+def _priced_as(family: str) -> tuple[str, ...]:
+    """The family, and those whose cost it has without one of its own, the first first: what no ONNX type holds takes as
+    long as the next wider weights to kernels that read bytes, and at most as long where weights are packed."""
+    if family[:1] != "w" or int(family[1]) not in IN_BYTES:
+        return (family,)
+    return (family, *(f"w{bits}{family[2:]}" for bits in reversed(WEIGHT_BITS) if bits > int(family[1])))
 
 
 def _unpriced(profile: Profile) -> list[str]:
-    missing: dict[tuple[str, str], None] = {}
+    missing = []
     for op in profile.ops:
         # A family's cost serves all of its schemes; one by one only the others are looked at, for there are thousands.
         priced = {text for owner, text in profile.costs if owner in (op, "")} | {FLOAT32.family}
-        for scheme, names in known_texts():
-            family = scheme.family
-            if family.replace("w7", "w8") in priced or (op, family) in missing or profile.legal_by_name(op, names):
-                continue
-            if _cost(profile.costs, op, scheme) is None:
-                missing[op, family] = None
-    return [f"cost: {op} may be {family}, which has no cost; add cost.{op}.{family}" for op, family in missing]
+        for family, listed in by_family().items():
+            if priced.isdisjoint(_priced_as(family)) and any(
+                profile.legal_by_name(op, names) is None and _cost(profile.costs, op, Scheme.parse(names[0])) is None
+                for names in listed
+            ):
+                missing.append(f"cost: {op} may be {family}, which has no cost; add cost.{op}.{family}")
+    return missing

@@ -10,7 +10,7 @@ from autoq.core.op_rules import op_problem
 from autoq.core.scheme import BLOCKS, FLOAT32, Scheme, WeightSpec
 from autoq.spec.hardware import Profile
 from autoq.spec.probed import form
-from autoq.spec.schemes import all_schemes, known_texts
+from autoq.spec.schemes import by_family, known_texts
 
 OBTAINED = {
     "meter": "measured",
@@ -116,8 +116,8 @@ def match_words(profile: Profile) -> str:
 
 def _op_page(profile: Profile, op: str) -> OpPage:
     legal: dict[str, list[Scheme]] = {}
-    for scheme, names in known_texts():
-        if op_problem(op, scheme) is None and profile.legal_by_name(op, names) is None:
+    for names in known_texts():
+        if profile.legal_by_name(op, names) is None and op_problem(op, scheme := Scheme.parse(names[0])) is None:
             legal.setdefault(scheme.family, []).append(scheme)
     forbidden = [(each.schemes, each.why) for each in profile.ops[op].forbid]
     return OpPage(
@@ -193,6 +193,5 @@ def _listed(values: Iterable[Any]) -> str:
 
 def not_allowed(page: OpPage) -> list[str]:
     """The families that the op cannot have at all."""
-    every = dict.fromkeys(scheme.family for scheme in all_schemes())
-    have = {family.family for family in page.families}
-    return [name for name in every if name not in have and name != FLOAT32.family]
+    have = {FLOAT32.family, *(family.family for family in page.families)}
+    return [name for name in by_family() if name not in have]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 from itertools import islice, product
 
-from autoq.core.scheme import BLOCKS, BY_BLOCK, CALIBRATION_METHODS, FLOATS, WEIGHT_BITS, Scheme
+from autoq.core.scheme import BLOCKS, BY_BLOCK, CALIBRATION_METHODS, FLOATS, IN_BYTES, WEIGHT_BITS, Scheme
 from autoq.errors import JobError
 from autoq.spec.checking import show
 
@@ -76,10 +76,16 @@ def all_schemes() -> tuple[Scheme, ...]:
 
 
 @cache
+def known_texts() -> tuple[tuple[str, str], ...]:
+    """What globs are held against (:func:`globbed`) for every scheme, none of which is parsed: there are thousands."""
+    return tuple((text, text.partition("@")[0]) for text in _every_text())
+
+
+@cache
 def costed_texts() -> frozenset[str]:
     """What a profile may name a cost by: ``w8a8-s8`` is no whole scheme, but of calibrations only one changes speed."""
-    dynamic = [each for each in all_schemes() if each.activation is not None and each.activation.dynamic]
-    return frozenset([*map(without_calibration, all_schemes()), *map(str, dynamic)])
+    dynamic = [text for text, _ in known_texts() if text.endswith("@dynamic")]
+    return frozenset([*(short for _, short in known_texts()), *dynamic])
 
 
 def without_calibration(scheme: Scheme) -> str:
@@ -88,9 +94,12 @@ def without_calibration(scheme: Scheme) -> str:
 
 
 @cache
-def known_texts() -> tuple[tuple[Scheme, tuple[str, str]], ...]:
-    """Every scheme with its :func:`globbed`, which cost more than all else that is asked of them."""
-    return tuple((scheme, globbed(scheme)) for scheme in all_schemes())
+def by_family() -> Mapping[str, tuple[tuple[str, str], ...]]:
+    """:func:`known_texts` of each family of schemes."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for names in known_texts():
+        found.setdefault(names[1].partition("-")[0], []).append(names)
+    return {family: tuple(listed) for family, listed in found.items()}
 
 
 def globbed(scheme: Scheme) -> tuple[str, str]:
@@ -106,7 +115,7 @@ def matches(glob: str, names: tuple[str, str]) -> bool:
 
 def glob_problem(glob: str) -> str:
     """Why ``glob`` can match no scheme, or an empty string."""
-    if any(matches(glob, names) for _, names in known_texts()):
+    if any(matches(glob, names) for names in known_texts()):
         return ""
     try:
         Scheme.parse(glob)  # a percentile that is not among the few in all_schemes
@@ -118,7 +127,7 @@ def glob_problem(glob: str) -> str:
 def nearest_scheme(text: str) -> str:
     """``"; did you mean 'w8a8@minmax'"`` for the scheme nearest to ``text``, or an empty string."""
     # Of the two corrections the common one: with the other in the list, it is the nearest to too much.
-    names = (each for scheme in all_schemes() for each in (without_calibration(scheme), str(scheme)))
+    names = (each for text, short in known_texts() for each in (short, text))
     known = dict.fromkeys(each for each in names if "-bca" not in each)
     found = difflib.get_close_matches(text[:100], known, n=1, cutoff=0.7)
     return f"; did you mean {found[0]!r}" if found and found[0] != text else ""
@@ -170,7 +179,7 @@ def _every_text() -> Iterator[str]:
     for bits, corrected in product(WEIGHT_BITS, ("", "-bc", "-bca")):
         stored = [*scales, *(books if bits in (4, 2) else ())]
         alone = [*stored, *blocks, *(["-pq"] if bits in (4, 2) else ())]
-        if bits != 7:
+        if bits not in IN_BYTES:
             yield from (f"w{bits}{options}{corrected}" for options in alone)
         for options, smooth, calibration in product(stored, ("", "-smooth0.5"), calibrations):
             yield f"w{bits}a8{options}{corrected}{smooth}@{calibration}"

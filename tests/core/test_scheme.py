@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autoq.core.scheme import ActivationSpec, Calibration, Scheme, WeightSpec
+from autoq.core.scheme import WEIGHT_BITS, ActivationSpec, Calibration, Scheme, WeightSpec
 from autoq.errors import JobError
 
 
@@ -19,7 +19,11 @@ def test_options_are_read_and_written_in_one_order() -> None:
     assert scheme.family == "w4a8"
 
 
-@pytest.mark.parametrize("text", ["w4-b32-asym-gptq", "w8-b128", "w2-pq", "w7a8@minmax", "w8a8@dynamic", "w8-brecq-bc"])
+KEPT = ["w4-b32-asym-gptq", "w8-b128", "w2-pq", "w7a8@minmax", "w8a8@dynamic", "w8-brecq-bc"]
+KEPT += ["w6a8-tensor@mse", "w5a8-gptq-bc@minmax", "w3a8-brecq@mse"]
+
+
+@pytest.mark.parametrize("text", KEPT)
 def test_texts_survive(text: str) -> None:
     assert str(Scheme.parse(text)) == text
 
@@ -28,6 +32,12 @@ def test_texts_survive(text: str) -> None:
     ("text", "said"),
     [
         ("w7", "7-bit weights leave room"),
+        ("w6", "6-bit weights pay on hardware that packs them"),
+        ("w5-gptq", "5-bit weights pay"),
+        ("w3-b32", "3-bit weights pay"),
+        ("w3a8-b32@mse", "have 8, 4 or 2 bits"),
+        ("w3a8-kmeans@mse", "have 4 or 2 bits, not 3"),
+        ("w1a8@mse", "is no scheme"),
         ("w8-kmeans", "have 4 or 2 bits, not 8"),
         ("w8-pq", "have 4 or 2 bits, not 8"),
         ("w4-tensor-pq", "has one scale a row"),
@@ -45,3 +55,11 @@ def test_texts_survive(text: str) -> None:
 def test_what_does_not_go_together_is_refused(text: str, said: str) -> None:
     with pytest.raises(JobError, match=said):
         Scheme.parse(text)
+
+
+def test_bits_in_the_file_and_on_the_target() -> None:
+    """What no ONNX type holds takes a byte there, and its own bits where the target packs it."""
+    schemes = [Scheme.parse(f"w{bits}a8@mse") for bits in WEIGHT_BITS]
+    assert [scheme.weight.stored_bits for scheme in schemes if scheme.weight] == [8, 8, 8, 8, 4, 8, 2]
+    assert [scheme.weight_bits for scheme in schemes] == [8, 8, 6, 5, 4, 3, 2]
+    assert [scheme.family for scheme in schemes] == [f"w{bits}a8" for bits in WEIGHT_BITS]

@@ -29,7 +29,13 @@ INTEGER = [
         (8, 4, 2), ("", "-s8"), ("", "-tensor"), (("", "minmax"), ("-gptq", "percentile99.9"))
     )
 ]
-SEVEN = ["w7a8@minmax", "w7a8-s8-tensor-gptq@percentile99.9"]
+IN_BYTES = [
+    "w7a8@minmax",
+    "w7a8-s8-tensor-gptq@percentile99.9",
+    "w6a8@minmax",
+    "w5a8-s8-gptq@minmax",
+    "w3a8-tensor@mse",
+]
 BOOKS = [
     "w4-kmeans",
     "w2-kmeans",
@@ -38,7 +44,7 @@ BOOKS = [
     "w4a8-s8-tensor-kmeans@minmax",
     "w2a8-kmeans@mse",
 ]
-SCHEMES = ["float32", "float16", *WEIGHT_ONLY, *INTEGER, *SEVEN, *BOOKS]
+SCHEMES = ["float32", "float16", *WEIGHT_ONLY, *INTEGER, *IN_BYTES, *BOOKS]
 
 # Where the exact quotient is this close to a half, the last place of float32 decides which way an integer kernel
 # rounds: ONNX says "round half to even" of a real number, and leaves open in which precision the factor of the two
@@ -208,7 +214,7 @@ def test_contract(name: str) -> None:
         else:
             assert distance(output, expected) < 2e-6, f"{name}, {text}"
         _kernels(kind, scheme, graph, f"{name}, {text}")
-        assert _stored_bits(parsed, layer) == scheme.weight_bits
+        assert _stored_bits(parsed, layer) == (scheme.weight.stored_bits if scheme.weight else 32)
         versions = {entry.version for entry in parsed.opset_import}
         assert (versions, parsed.ir_version) == (({25}, 13) if scheme.weight_bits == 2 else ({21}, 10))
         if scheme.activation and layer.op_type == "Conv":

@@ -24,6 +24,8 @@ SCHEMES = [
     "w8-b32",
     "w8a8@minmax",
     "w7a8@mse",
+    "w6a8@mse",
+    "w3a8-gptq@minmax",
     "w4a8@minmax",
     "w2a8-gptq@mse",
     "w8a8-s8@minmax",

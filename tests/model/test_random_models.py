@@ -27,6 +27,7 @@ SCHEMES = [
     "w8a8-tensor@mse",
     "w4a8-gptq@percentile99.9",
     "w2a8@entropy",
+    "w3a8@mse",
     "w8a8@ema",
     "w4-bc",
     "w4a8-gptq-bc@percentile99.9",

@@ -225,6 +225,9 @@ def test_operator_between_widths(operator: str, reads: str, writes: str) -> None
     assert steps(candidate, feeds) <= 1.01
 
 
+ALIKE = ("w8a8@minmax", "w6a8@minmax", "w5a8@minmax", "w4a8@minmax", "w4a8-kmeans@minmax", "w3a8@minmax")
+
+
 def _activations(net: Net) -> str:
     y = net.add("HardSwish", net.conv(net.input("N", 3, 12, 10), 3, 8))
     gate = net.add("Relu", net.conv(net.add("GlobalAveragePool", y), 8, 4, 1))
@@ -240,11 +243,11 @@ def mobile() -> Lowered:
     net = Net()
     y = _activations(net)
     x = np.random.default_rng(1).standard_normal((64, 3, 12, 10)).astype(np.float32)
-    return lowered(net.model(y), ["w8a8@minmax", "w4a8@minmax", "w4a8-kmeans@minmax", "w8"], {"x": x},
+    return lowered(net.model(y), [*ALIKE, "w8"], {"x": x},
                    integer_products=True)  # fmt: skip
 
 
-@pytest.mark.parametrize("scheme", ["w8a8@minmax", "w4a8@minmax", "w4a8-kmeans@minmax"])
+@pytest.mark.parametrize("scheme", ALIKE)
 def test_a_candidate(mobile: Lowered, scheme: str) -> None:
     """Six layers and twelve roundings on the way, and all come out alike."""
     candidate = mobile.build(scheme)
@@ -324,10 +327,10 @@ def test_resnet20(bench: Path) -> None:
     with np.load(bench / "cifar10" / "train.npz") as data:
         pixels = data["x"][:128].astype(np.float32) / 255
     x = ((pixels - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)).astype(np.float32).transpose(0, 3, 1, 2).copy()
-    subject = lowered(model, ["w8a8@minmax", "w4a8@minmax"], {"input": x}, integer_products=True)
+    subject = lowered(model, ["w8a8@minmax", "w4a8@minmax", "w3a8@minmax"], {"input": x}, integer_products=True)
     names = [layer.name for layer in subject.layers]
-    eight, four = (subject.policy(scheme) for scheme in ("w8a8@minmax", "w4a8@minmax"))
-    mixed = {name: dict(four if index % 2 else eight)[name] for index, name in enumerate(names)}
+    uniform = [subject.policy(scheme) for scheme in ("w8a8@minmax", "w4a8@minmax", "w3a8@minmax")]
+    mixed = {name: dict(uniform[index % 3])[name] for index, name in enumerate(names)}
     candidate = subject.lowering.build(subject.canonical(mixed))
     _, found = on_litert(candidate, {"input": x})
     assert np.array_equal(found["logits"], run(candidate, {"input": x})["logits"])

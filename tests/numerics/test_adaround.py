@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoq.core.scheme import WEIGHT_BITS
 from autoq.numerics.adaround import adaround
 from autoq.numerics.gptq import factorize, loss, uniform
 from autoq.numerics.scales import WEIGHT_LEVELS
@@ -29,7 +30,7 @@ def losses(weight: np.ndarray, quantized: QuantizedWeight, hessian: np.ndarray) 
 
 
 @settings(max_examples=30)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([8, 4, 2]), st.integers(1, 24), st.integers(1, 5), st.booleans())
+@given(st.integers(0, 2**32 - 1), st.sampled_from(WEIGHT_BITS), st.integers(1, 24), st.integers(1, 5), st.booleans())
 def test_no_row_is_worse_than_after_gptq(seed: int, bits: int, inputs: int, rows: int, shared: bool) -> None:
     rng = np.random.default_rng(seed)
     hessian = second_moment(rng, inputs)

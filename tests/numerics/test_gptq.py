@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
 from onnx import numpy_helper
 
+from autoq.core.scheme import WEIGHT_BITS
 from autoq.numerics.gptq import compensate, descend, factorize, loss, uniform
 from autoq.numerics.weights import WEIGHT_LEVELS, QuantizedWeight, quantize_weight
 
@@ -113,7 +114,7 @@ def test_two_bits_against_every_possible_rounding(inputs):
     st.integers(0, 2**32 - 1),
     st.integers(1, 12),
     st.integers(1, 6),
-    st.sampled_from([8, 4, 2]),
+    st.sampled_from(WEIGHT_BITS),
     st.booleans(),
     st.sampled_from([0, 1, 3]),
 )
@@ -155,7 +156,7 @@ def test_an_indefinite_hessian_is_damped_until_it_is_not():
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(12, 12), (12, 3), (12, 1)])
-@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
 def test_groups_are_rounded_as_if_alone(channels, groups, bits):
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(channels, 2, 3, 3)).astype(np.float32)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from autoq.core.result import Front, FrontPoint, Trial
-from autoq.record.plot_data import _range, plot_panels
+from autoq.record.plot_data import BITS_COLOURS, _range, plot_panels
 from autoq.record.plots import plot_front, png, policy_heatmap
+from autoq.spec.schemes import all_schemes
 
 
 def size_of(data: bytes) -> tuple[int, int]:
@@ -116,3 +117,9 @@ def test_a_front_without_points_has_a_range_all_the_same() -> None:
     low, high = _range([46.0], [13.0, 7.0])
     assert low < 46.0 < high
     assert _range([0.0], []) == (-0.008, 0.008)
+
+
+def test_every_number_of_bits_has_a_colour() -> None:
+    """And no two the same."""
+    assert {scheme.weight_bits for scheme in all_schemes()} == set(BITS_COLOURS)
+    assert len(set(BITS_COLOURS.values())) == len(BITS_COLOURS)

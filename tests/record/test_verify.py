@@ -237,15 +237,17 @@ def test_a_changed_activation_scale_is_caught(copy: Path) -> None:
     assert names[0] in check.found
 
 
-def test_weights_beyond_seven_bits_are_caught(copy: Path) -> None:
+def test_weights_beyond_their_bits_are_caught(copy: Path) -> None:
     def ask(manifest: dict[str, Any]) -> None:
         (layer,) = [layer for layer in manifest["layers"] if layer["layer"] == "conv1"]
-        layer["scheme"] = layer["scheme"].replace("w8a8", "w7a8")
+        layer["scheme"] = re.sub("w[0-9]a8", f"w{bits}a8", layer["scheme"])
 
-    rewrite(copy, ask)
-    (wrong,) = [layer for layer in verify(copy, metric=False).layers if layer.problem]
-    assert wrong.layer == "conv1"
-    assert re.fullmatch(r"asked for 7-bit weights, the file's go from -?\d+ to -?\d+", wrong.problem)
+    for bits in (3, 7):
+        rewrite(copy, ask)
+        (wrong,) = [layer for layer in verify(copy, metric=False).layers if layer.problem]
+        assert wrong.layer == "conv1"
+        said = rf"asked for {bits}-bit weights, the file's go from -?\d+ to -?\d+"
+        assert re.fullmatch(said, wrong.problem)
 
     def halve(model: onnx.ModelProto) -> None:
         (dequantize,) = weight_chain(model, "conv1")

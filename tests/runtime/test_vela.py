@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -40,6 +41,19 @@ def test_an_estimate(name: str) -> None:
     assert found.on_host == () and found.host_cycles == 0
     assert found.sram_bytes + found.dram_bytes >= 8 * 16 * 16 and 0 < found.flash_bytes < 100_000
     assert sum(cycles for _, cycles in found.layers) > 0
+
+
+def test_fewer_bits_take_less_flash_and_fewer_cycles() -> None:
+    """Of a layer that waits for its weights: 64 channels on 8 by 8 pixels. At last the multiplications set the limit."""
+    net = Net()
+    y = net.conv(net.input("N", 64, 8, 8), 64, 64)
+    schemes = [f"w{bits}a8@minmax" for bits in (8, 6, 5, 4, 3, 2)]
+    x = np.random.default_rng(0).standard_normal((4, 64, 8, 8)).astype(np.float32)
+    subject = lowered(net.model(y), schemes, {"x": x}, integer_products=True)
+    found = [estimate(to_tflite(subject.build(scheme)), NPUS["ethos-u55-256"]) for scheme in schemes]
+    for more, less in itertools.pairwise(found):
+        assert less.flash_bytes < more.flash_bytes and less.cycles <= more.cycles
+    assert found[4].cycles < 0.6 * found[0].cycles
 
 
 def test_operators_on_the_host_are_found() -> None:

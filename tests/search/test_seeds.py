@@ -126,6 +126,15 @@ def test_probes_take_one_layer_at_a_time_and_fill_the_table() -> None:
     assert table.noise("l1", Scheme.parse("float16")) == 0.0
 
 
+def test_weights_that_have_no_scheme_alone_are_probed_alone() -> None:
+    """So that the noise of 8-bit activations, which may be the larger, does not hide theirs."""
+    schemes = tuple(map(Scheme.parse, ("w7a8@mse", "w3a8-gptq@mse")))
+    found = probes([Candidates(layer=layer(0), schemes=schemes)], lambda policy: policy)
+    assert [probe.policy["l0"].activation is None for probe in found] == [True, True, False]
+    assert [probe.weight and probe.weight.bits for probe in found] == [7, 3, None]
+    assert str(found[2].policy["l0"]) == "w7a8@mse"
+
+
 def test_answers_that_change_come_on_top_of_the_noise() -> None:
     before, after = {"y": np.array([[1.0, 0.0], [0.0, 1.0]])}, {"y": np.array([[1.0, 0.0], [2.0, 1.0]])}
     assert disturbance(None)(after, before) == noise_power(after, before) == pytest.approx(2.0)

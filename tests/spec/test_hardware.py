@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from autoq.core.layer import LAYER_OPS, Layer
-from autoq.core.scheme import FLOAT32, Scheme
+from autoq.core.scheme import FLOAT32, IN_BYTES, WEIGHT_BITS, Scheme
 from autoq.errors import JobError
 from autoq.spec.hardware import Profile, fitting_profiles, load_profile
 from autoq.spec.job import LatencyChoice
@@ -65,6 +65,8 @@ def test_cost_takes_the_most_specific_figure(tmp_path: Path) -> None:
         ("MatMul", "w8a8-s8-tensor@mse"): 0.9,
         ("MatMul", "w7a8-tensor@mse"): 0.25,
         ("MatMul", "w7a8@dynamic"): 0.3,
+        ("MatMul", "w6a8-tensor@mse"): 0.25,
+        ("Conv", "w3a8@mse"): 0.5,
     }
     assert {key: profile.cost(key[0], scheme(key[1])) for key in expected} == expected
 
@@ -112,17 +114,17 @@ def test_every_profile_that_comes_with_autoq_loads_and_is_whole(tmp_path: Path) 
 def test_the_x86_profile_states_what_was_measured(tmp_path: Path) -> None:
     profile = load_profile("cpu-x86-onnxruntime", tmp_path)
     for each in all_schemes():
-        # 7 bits are for CPUs without VNNI, products of short floats for GPUs.
-        elsewhere = each.floats is not None or (each.weight is not None and each.weight.bits == 7)
+        # 7 bits are for CPUs without VNNI, 6, 5 and 3 for what packs weights, products of short floats for GPUs.
+        elsewhere = each.floats is not None or (each.weight is not None and each.weight.bits in IN_BYTES)
         assert (profile.legal("Conv", each) is None) == (not elsewhere)
         if each.floats is not None:
             continue
         reason = profile.legal("ConvTranspose", each)
         assert (reason is None) == (each.activation is None)
-        assert reason is None or "no integer ConvTranspose" in reason
+        assert reason is None or "no integer ConvTranspose" in reason or "whole bytes" in reason
         if each.activation is None:
             assert profile.cost("Conv", each) == 1.0
-        elif each.weight is not None and each.weight.bits != 7:
+        elif each.weight is not None and each.weight.bits not in IN_BYTES:
             assert profile.cost("Conv", each) == (0.8 if each.activation.signed else 0.42)
             assert profile.cost("depthwise Conv", each) > 1
     assert profile.match_problems("x86_64", ["avx2"]) == ["the CPU has none of avx512_vnni, avx_vnni"]
@@ -145,6 +147,22 @@ def test_what_fits_which_cpu() -> None:
         assert [name for name in fitting_profiles("x86_64", flags) if name.startswith("cpu-x86")] == expected
     profile = load_profile("cpu-x86-avx2-onnxruntime", ".")
     assert profile.match_problems("x86_64", [*NO_VNNI, "avx_vnni"]) == ["the CPU has avx_vnni"]
+
+
+def test_odd_bits_are_for_what_packs_weights(tmp_path: Path) -> None:
+    """Elsewhere they lie in whole bytes; without costs of their own they have those of the next wider weights."""
+    everything = {"Conv": {"allow": ["*"]}}
+    prices = {"w8a8": 1.0, "w6a8": 0.9, "w4a8": 0.7, "w2a8": 0.6, "w8": 1.0, "w4": 1.0, "w2": 1.0}
+    prices |= {"float16": 1.0, "bf16": 1.0, "fp16": 1.0, "fp8": 1.0}
+    plain = load(tmp_path, ops=everything, cost=prices)
+    packs = load(tmp_path, ops=everything, cost=prices, lowering={"packed_weights": True})
+    for bits in (6, 5, 3):
+        why = plain.legal("Conv", scheme(f"w{bits}a8-gptq@mse"))
+        assert why is not None and "lie in whole bytes here" in why
+        assert packs.legal("Conv", scheme(f"w{bits}a8-gptq@mse")) is None
+    assert plain.legal("Conv", scheme("w7a8@mse")) is None
+    costs = {bits: packs.cost("Conv", scheme(f"w{bits}a8@mse")) for bits in WEIGHT_BITS}
+    assert costs == {8: 1.0, 7: 1.0, 6: 0.9, 5: 0.9, 4: 0.7, 3: 0.7, 2: 0.6}
 
 
 def test_without_vnni_weights_have_seven_bits(tmp_path: Path) -> None:
