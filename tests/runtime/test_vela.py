@@ -44,7 +44,7 @@ def test_an_estimate(name: str) -> None:
 
 
 def test_fewer_bits_take_less_flash_and_fewer_cycles() -> None:
-    """Of a layer that waits for its weights: 64 channels on 8 by 8 pixels. At last the multiplications set the limit."""
+    """Of a layer that waits for its weights: 64 channels on 8 by 8 pixels. At last multiplications set the limit."""
     net = Net()
     y = net.conv(net.input("N", 64, 8, 8), 64, 64)
     schemes = [f"w{bits}a8@minmax" for bits in (8, 6, 5, 4, 3, 2)]
