@@ -422,7 +422,7 @@ def _form_gain(setting: Setting, lowering: Lowering, gauge: Gauge) -> FormGain |
         path = Path(folder) / "float32.onnx"
         path.write_bytes(lowering.build(float32))
         try:
-            latency = gauge.measure_many([path])[0]
+            latency = gauge.measure_many([path])[0].latency
         except TrialError as error:
             raise MetricError(f"the float32 model in the forms {', '.join(setting.forms)} fails: {error}") from None
     return FormGain(names=setting.forms, latency=latency) if isinstance(latency, Latency) else None
@@ -475,6 +475,7 @@ def _baseline(setting: Setting, answers: Mapping[str, np.ndarray], gauge: Gauge,
         model_path=os.path.relpath(model.path, folder.path),
         sha256=model.sha256,
         origin="the model as given",
+        load_ms=measured.load_ms if runs else None,
     )
 
 

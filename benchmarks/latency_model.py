@@ -141,7 +141,7 @@ def measure(policies: list[Policy], build: Callable[[Policy], bytes], meter: Met
             for number, policy in enumerate(policies[start : start + 8]):
                 paths.append(Path(folder) / f"{number}.onnx")
                 paths[-1].write_bytes(build(policy))
-            found += meter.measure_many(paths)
+            found += [each.latency for each in meter.measure_many(paths)]
     return found
 
 

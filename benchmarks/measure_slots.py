@@ -184,7 +184,7 @@ def main() -> None:
         for number, policy in enumerate(policies):
             paths.append(Path(name) / f"{number}.onnx")
             paths[-1].write_bytes(lowering.build(policy))
-        before = [latency.ratio for latency in meter.measure_many(paths)]
+        before = [each.latency.ratio for each in meter.measure_many(paths)]
         start = time.perf_counter()
         found = {"alone": [latency_of(meter, path) for path in paths]}
         TIMES["alone"] = time.perf_counter() - start
@@ -196,7 +196,7 @@ def main() -> None:
         for kind, arrange in arrangements.items():
             print(f"  {kind}", file=sys.stderr, flush=True)
             found[kind] = list(arrange(workload, policies, paths, meter))
-        after = [latency.ratio for latency in meter.measure_many(paths)]
+        after = [each.latency.ratio for each in meter.measure_many(paths)]
     truth = np.sqrt(np.array(before) * np.array(after))
     again = float(np.std(np.log(np.divide(after, before))))
     print(f"truth: ratios {truth.min():.3f} to {truth.max():.3f}; measured twice, they differ by {again:.2%}")

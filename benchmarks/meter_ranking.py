@@ -73,7 +73,8 @@ def slower(model: Path, folder: Path, feeds: dict[str, np.ndarray]) -> tuple[Pat
     """The file that costs nearest to 3 % more than ``model``, and what it costs."""
     paths = [with_convolution(model, folder / f"{model.stem}-{n}.onnx", n) for n in (4, 8, 16, 24, 32, 40)]
     with Meter(model, feeds, final_plan=TRUTH) as meter:
-        found = {path: latency.ratio for path, latency in zip(paths, meter.measure_many(paths, at_once=6), strict=True)}
+        measured = meter.measure_many(paths, at_once=6)
+        found = {path: each.latency.ratio for path, each in zip(paths, measured, strict=True)}
     best = min(paths, key=lambda path: abs(found[path] - 1 - WANTED))
     return best, found[best]
 
@@ -167,7 +168,7 @@ def ranked(
     def both(repeat: int) -> list[Latency]:
         turn = 1 if repeat % 2 == 0 else -1
         if together:
-            return meter.measure_many(files[::turn])[::turn]
+            return [each.latency for each in meter.measure_many(files[::turn])][::turn]
         return [taken_by(meter, path) for path in files[::turn]][::turn]
 
     start = time.perf_counter()

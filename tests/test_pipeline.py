@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,14 @@ def test_final_metrics_are_those_of_the_files_on_unseen_rows(shared: Path, run: 
         low, high = point.metric.final_ci95 or (1, 0)
         assert low <= point.metric.final <= high
     assert front.baseline.metric.final == 1.0
+
+
+def test_the_front_tells_time_to_load_and_size_after_zip(run: Path) -> None:
+    front = read_front(run / "front.json")
+    for point in (front.baseline, *front.points, *(dropped.point for dropped in front.dropped)):
+        assert point.load_ms is not None and 0 < point.load_ms < 10_000
+        packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+        assert point.zip_bytes == len(packer.compress((run / point.model_path).read_bytes()) + packer.flush())
 
 
 def test_the_front_keeps_its_constraints_on_the_final_split(shared: Path, run: Path) -> None:

@@ -11,14 +11,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from autoq.core.objectives import Constraints
-from autoq.core.result import FLOAT32_NAME, Front
+from autoq.core.result import FLOAT32_NAME, Front, FrontPoint
 from autoq.errors import RunError
-from autoq.record.choice import Choice, parse_weights
+from autoq.record.choice import Choice, parse_weights, select
 from autoq.record.choice_summary import choice_text, ties_text
 from autoq.record.front import front_json
 from autoq.record.polish_summary import polish_table, polish_text
 from autoq.record.speed import estimator_of, reference_of
-from autoq.record.summary import describe_gain, front_table, metric_unit
+from autoq.record.summary import describe_gain, front_table, metric_unit, shipping_text
 
 
 def console() -> Console:
@@ -86,8 +86,11 @@ def print_front(front: Front, choice: Choice | None = None) -> None:
     out.print(table)
     if choice:
         out.print(escape(choice_text(choice)), soft_wrap=True)
+        _print_shipping(out, front, choice.point)
     else:
         out.print(escape(describe_gain(front)), soft_wrap=True)
+        if front.points:
+            _print_shipping(out, front, select(front, "knee"))
         for text in ties_text(front):
             out.print(escape(text), soft_wrap=True)
         _print_history(out, front)
@@ -112,6 +115,11 @@ def refuse_empty(front: Front) -> None:
     """:class:`~autoq.errors.RunError` where a finished search has found nothing, with the reason."""
     if front.final and not front.points and front.why_empty:
         raise RunError(f"no point keeps the job's constraints: {front.why_empty}")
+
+
+def _print_shipping(out: Console, front: Front, point: FrontPoint) -> None:
+    if text := shipping_text(front, point):
+        out.print(escape(text), soft_wrap=True)
 
 
 def _print_history(out: Console, front: Front) -> None:

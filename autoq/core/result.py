@@ -231,7 +231,9 @@ class Polish:
 class FrontPoint:
     """One model on the front, as ``front.json`` shows it. ``model_path`` is relative to the run folder.
 
-    All figures are of that file; ``polish`` has those of the file before, where it was polished.
+    All figures are of that file; ``polish`` has those of the file before, where it was polished. ``load_ms`` is the
+    median time that opening a session on it took where it was timed, ``zip_bytes`` what it takes in a zip archive
+    (:func:`autoq.runtime.shipped.zipped_bytes`). Both are taken in the final check; ``None`` is what was not.
     """
 
     id: str
@@ -245,6 +247,8 @@ class FrontPoint:
     sha256: str
     origin: str = ""
     polish: Polish | None = None
+    load_ms: float | None = None
+    zip_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

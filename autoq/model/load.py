@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from onnx import numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from autoq.errors import ModelError
+from autoq.runtime.shipped import tensors_of
 
 OLDEST_OPSET = 13
 """Per-axis QuantizeLinear exists from opset 13 on (ONNX operator changelog)."""
@@ -63,7 +63,7 @@ def _read_external_data(model: onnx.ModelProto, path: Path) -> list[Path]:
     """Reads the external data into ``model``; gives back its files, by name."""
     folder = path.parent.resolve()
     files: dict[str, Path] = {}
-    for tensor in _tensors(model):
+    for tensor in tensors_of(model):
         if not uses_external_data(tensor):
             continue
         try:
@@ -102,7 +102,7 @@ def _check(model: onnx.ModelProto, path: Path) -> None:
     if model.graph.sparse_initializer:
         name = model.graph.sparse_initializer[0].values.name
         raise ModelError(f"{path} stores {name!r} as a sparse tensor, which is not supported; store it densely")
-    for tensor in _tensors(model):  # the checker looks neither at a tensor's type nor at its number of bytes
+    for tensor in tensors_of(model):  # the checker looks neither at a tensor's type nor at its number of bytes
         if tensor.data_type not in onnx.TensorProto.DataType.values() or min(tensor.dims, default=0) < 0:
             what = f"data type {tensor.data_type}, dimensions {list(tensor.dims)}"
             raise ModelError(f"{path}: tensor {tensor.name!r} is damaged: {what}")
@@ -110,20 +110,6 @@ def _check(model: onnx.ModelProto, path: Path) -> None:
             numpy_helper.to_array(tensor)
         except Exception as error:
             raise ModelError(f"{path}: tensor {tensor.name!r} is damaged: {_first_line(error)}") from None
-
-
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of the model: initializers and attributes, in subgraphs and functions too."""
-    yield from model.graph.initializer
-    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
-    while nodes:
-        for attribute in nodes.pop().attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for graph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-                yield from graph.initializer
-                nodes.extend(graph.node)
 
 
 def _first_line(error: BaseException) -> str:

@@ -140,9 +140,9 @@ class Roofline(Gauge):
         estimate = self._estimate(candidate)
         return Measurement(latency=estimate, peak_memory_bytes=int(estimate.figures["memory_bytes"]))
 
-    def measure_many(self, candidates: Sequence[Path]) -> list[Estimate]:
+    def measure_many(self, candidates: Sequence[Path]) -> list[Measurement]:
         """See :class:`~autoq.runtime.gauge.Gauge`."""
-        return [self._estimate(each) for each in candidates]
+        return [self.measure(each) for each in candidates]
 
     def glance(self, candidates: Sequence[Path], plan: TimingPlan) -> tuple[list[float], bool]:
         """See :class:`~autoq.runtime.gauge.Gauge`."""

@@ -1,7 +1,7 @@
 """A point's model written anew for a runtime that is not the one that scored it, and scored again.
 
 The arithmetic of another form need not be the same to the last bit, so the figures of the search are not its own:
-the metric is scored again, on the CPU, and latency and memory are left out.
+the metric is scored again, on the CPU; latency, memory, time to load and size after zip are left out.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def in_form(form: str, model: bytes, manifest: Mapping[str, Any]) -> tuple[bytes
             **manifest["model"],
             "sha256": sha256_hex(made),
             "size_bytes": len(made),
+            "zip_bytes": None,
             "form": form,
             "made_from": manifest["model"]["sha256"],
         },
@@ -55,6 +56,7 @@ def in_form(form: str, model: bytes, manifest: Mapping[str, Any]) -> tuple[bytes
         "metric": metric,
         "latency": None,
         "peak_memory_bytes": None,
+        "load_ms": None,
         "runtime": {"name": ONNX_RUNTIME["name"], "options": {"optimized": False}},
     }
 

@@ -11,6 +11,7 @@ Version 1::
              "metric": {"search", "final", "final_ci95", "drop_ci95", "gap_se": {id: float}},
              "latency": LATENCY | null,
              "size_bytes", "peak_memory_bytes", "weight_bits_mean", "model_path", "sha256", "origin",
+             "load_ms": float, "zip_bytes": int,
              "polish": {"kind", "measure", "held_out": [before, after], "layers", "seconds", "before": POINT}}
     LATENCY = {"median_ms", "ratio_to_float32", "ratio_ci95", "batch", "threads", "conditions": CONDITIONS, "by"}
             | {"median_ms", "ratio", "reference", "ratio_ci95", "batch", "threads"}
@@ -20,7 +21,8 @@ Version 1::
 
 ``form`` is there where the points have another form than the model, ``polish`` where a point was polished, ``gap_se``
 (:class:`autoq.core.result.MetricPair`) from the second point of a final front on, ``why_empty`` where there are no
-points, ``pruned`` where trials were. ``ratio`` is against ``reference``, where the hardware cannot run float32; the
+points, ``pruned`` where trials were, ``load_ms`` and ``zip_bytes`` (:class:`autoq.core.result.FrontPoint`) from the
+final check on, where they were taken. ``ratio`` is against ``reference``, where the hardware cannot run float32; the
 baseline then has no latency. ``conditions`` (:class:`autoq.core.result.Conditions`) are those a latency was
 measured under, where they were noted, ``by`` is who measured, where that was not autoq itself. Raw timing samples
 are left out. A reader ignores fields it does not know, and refuses a newer version.
@@ -175,6 +177,8 @@ def _point_document(point: FrontPoint) -> dict[str, Any]:
         "model_path": point.model_path,
         "sha256": point.sha256,
         "origin": point.origin,
+        **({} if point.load_ms is None else {"load_ms": point.load_ms}),
+        **({} if point.zip_bytes is None else {"zip_bytes": point.zip_bytes}),
         **({} if point.polish is None else {"polish": _polish_document(point.polish)}),
     }
 
@@ -224,6 +228,8 @@ def _read_point(node: Node, objectives: tuple[str, ...]) -> FrontPoint:
         sha256=node.get("sha256").text(),
         origin=node.get("origin").text(),
         polish=_read_polish(node, objectives),
+        load_ms=node.get("load_ms").number() if "load_ms" in node.value else None,
+        zip_bytes=node.get("zip_bytes").integer() if "zip_bytes" in node.value else None,
     )
 
 

@@ -3,14 +3,15 @@
 Version 1::
 
     {"version": 1, "name": str, "id": str, "origin": str,
-     "model": {"file": "model.onnx", "sha256": str, "size_bytes": int, "weight_bits_mean": float},
+     "model": {"file": "model.onnx", "sha256": str, "size_bytes": int, "zip_bytes": int | null,
+               "weight_bits_mean": float},
      "source": {"file": str, "sha256": str, "size_bytes": int},
      "layers": [{"layer", "op", "node", "weight", "weight_index": int, "outputs": [str], "scheme"}],
      "scales": {tensor: {"scale": float, "zero_point": int, "dtype": "uint8" | "int8"}},
      "metric": {"name", "direction", "search", "final", "final_ci95", "drop_ci95", "float32": {"search", "final"}},
      "polish": {"kind", "measure", "held_out", "before": {"sha256", "search", "final"}} | null,
      "latency": LATENCY of front.json | null,
-     "peak_memory_bytes": int | null, "profile": str, "runtime": {"name": str, "options": {}},
+     "peak_memory_bytes": int | null, "load_ms": float | null, "profile": str, "runtime": {"name": str, "options": {}},
      "also": {file: sha256} (where the runtime reads another form of the model, too),
      "versions": {package: version},
      "job": {...}, "base_dir": str}
@@ -74,6 +75,7 @@ def manifest_of(front: Front, point: FrontPoint, run: Mapping[str, Any], model: 
             "file": model_file(point),
             "sha256": point.sha256,
             "size_bytes": point.size_bytes,
+            "zip_bytes": point.zip_bytes,
             "weight_bits_mean": point.weight_bits_mean,
         },
         "source": {"file": Path(base.model_path).name, "sha256": base.sha256, "size_bytes": base.size_bytes},
@@ -91,6 +93,7 @@ def manifest_of(front: Front, point: FrontPoint, run: Mapping[str, Any], model: 
         "polish": _polish(point),
         "latency": None if point.latency is None else latency_document(point.latency),
         "peak_memory_bytes": point.peak_memory_bytes,
+        "load_ms": point.load_ms,
         "profile": record.get("profile").value,
         "runtime": run.get("runtime", ONNX_RUNTIME),
         "versions": record.get("versions").value,

@@ -18,6 +18,7 @@ from autoq.record.run_folder import RunFolder
 from autoq.runtime.base import InputSpec, Runtime, fixed_batch, load_runtime
 from autoq.runtime.data import load_split
 from autoq.runtime.sheet import random_feeds
+from autoq.runtime.shipped import shipped_files
 from autoq.spec.job import Job, load_job
 
 
@@ -79,7 +80,9 @@ def _found(name: str, model: Path, reference: Path, job: Job, record: Mapping[st
 
 def _check_reference(path: Path, sha256: str, against: Path | None) -> None:
     """Raises :class:`RunError` where the file has changed since the search."""
-    if against is None and path.is_file() and sha256_hex(path.read_bytes()) != sha256:
+    if against is not None or not path.is_file():
+        return
+    if sha256_hex(b"".join(file.read_bytes() for file in shipped_files(path) if file.is_file())) != sha256:
         raise RunError(f"{path} is not the model that was searched: say with --against what to compare with")
 
 

@@ -79,7 +79,7 @@ def _front_table(front: Front) -> str:
     factor, unit = metric_unit(front)
     head = [
         "model", front.metric_name, f"drop, {unit}", _speed_head(front), "ms", "size, KB", "of float32",
-        "peak memory, MB", "bits a weight", "schemes",
+        "zipped, KB", "peak memory, MB", "load, ms", "bits a weight", "schemes",
     ]  # fmt: skip
     rows = "".join(_front_row(row, factor) for row in front_table(front))
     heads = "".join(f"<th>{html.escape(text)}</th>" for text in head)
@@ -102,7 +102,9 @@ def _front_row(row: FrontRow, factor: float) -> str:
         _number(row.latency_ms, ".3f"),
         _number(row.size_kb, ",.0f"),
         _number(row.size_ratio, ".3f"),
+        _number(row.zip_kb, ",.0f"),
         _number(row.peak_memory_mb, ",.1f"),
+        _number(row.load_ms, ",.1f"),
         _number(row.weight_bits_mean, ".2f"),
         html.escape(row.policy),
     ]
@@ -280,7 +282,9 @@ def _measurement(front: Front) -> str:
         facts["batch"], facts["threads"] = latency.batch, latency.threads
         facts |= _conditions([each.conditions for each in timed if isinstance(each, Latency) and each.conditions])
     facts["drop"] = "what the metric loses against float32 on the same rows; positive is worse; 95 % bootstrap interval"
-    facts["size"] = "of the file; KB and MB are thousands and millions of bytes"
+    facts["size"] = "of the file; KB and MB are thousands and millions of bytes; zipped: deflated at level 9"
+    if front.baseline.load_ms is not None:
+        facts["load"] = "opening a session on the file, which the system has read before; the median of the sittings"
     return _pairs(facts)
 
 

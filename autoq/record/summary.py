@@ -20,8 +20,8 @@ class FrontRow:
     ``metric`` is the final split's where ``on_final``, ``drop`` its loss against float32 (positive is worse).
     ``speedup`` is the time of the latencies' reference, float32 unless the hardware cannot run it, over this one's (2 =
     twice as fast); with no interval it is an estimate. ``size_ratio`` is against float32, ``size_kb``
-    and ``peak_memory_mb`` are thousands and millions of bytes. ``marks`` has what the point is chosen
-    for, and ``disturbed`` where it was timed beside other work.
+    (``zip_kb`` after zip) and ``peak_memory_mb`` are thousands and millions of bytes. ``marks`` has what the point is
+    chosen for, and ``disturbed`` where it was timed beside other work.
     """
 
     id: str
@@ -36,7 +36,9 @@ class FrontRow:
     latency_ms: float | None
     size_ratio: float
     size_kb: float
+    zip_kb: float | None
     peak_memory_mb: float | None
+    load_ms: float | None
     weight_bits_mean: float
     policy: str
 
@@ -120,6 +122,18 @@ def form_text(form: FormGain) -> str:
     )
 
 
+def shipping_text(front: Front, point: FrontPoint) -> str:
+    """What the point takes to send and to open, beside float32, in a sentence; empty where neither was taken."""
+    base, parts = front.baseline, []
+    if point.zip_bytes is not None:
+        beside = "" if base.zip_bytes is None else f" (float32 {base.zip_bytes / 1e3:,.0f})"
+        parts.append(f"{point.zip_bytes / 1e3:,.0f} KB zipped{beside}")
+    if point.load_ms is not None:
+        beside = "" if base.load_ms is None else f" (float32 {base.load_ms:,.1f})"
+        parts.append(f"loads in {point.load_ms:,.1f} ms{beside}")
+    return f"{point.id}: {', '.join(parts)}." if parts else ""
+
+
 def metric_unit(front: Front) -> tuple[float, str]:
     """A factor and the name of the unit that metric drops are shown in: ``(100, "points of accuracy")``.
 
@@ -182,7 +196,9 @@ def _row(front: Front, point: FrontPoint, marks: tuple[str, ...]) -> FrontRow:
         latency_ms=latency.ms if latency else None,
         size_ratio=point.size_bytes / front.baseline.size_bytes if front.baseline.size_bytes else 1.0,
         size_kb=point.size_bytes / 1e3,
+        zip_kb=None if point.zip_bytes is None else point.zip_bytes / 1e3,
         peak_memory_mb=None if point.peak_memory_bytes is None else point.peak_memory_bytes / 1e6,
+        load_ms=point.load_ms,
         weight_bits_mean=point.weight_bits_mean,
         policy=policy_summary(point.policy),
     )

@@ -149,7 +149,8 @@ class Tracker:
         """Log the front to the parent run: a table, pictures, the interactive plot, the report and ``front.json``.
 
         Files of these names in ``run_dir`` are logged as they are; the others are made. The trials on the front get
-        the metrics ``final_metric``, ``final_drop``, ``final_latency_ratio`` and the tag ``autoq.front``. Never raises.
+        the metrics ``final_metric``, ``final_drop``, ``final_latency_ratio``, ``load_ms``, ``zip_bytes`` and the tag
+        ``autoq.front``. Never raises.
         """
         with self._guard("the front could not be logged"), tempfile.TemporaryDirectory() as folder:
             collect_front_files(front, trials, Path(run_dir), Path(folder), extras or {})
@@ -284,6 +285,8 @@ class Tracker:
             estimated = isinstance(point.latency, Estimate)
             metrics["latency_estimated_ratio" if estimated else "final_latency_ratio"] = point.latency.ratio
         tags = {"autoq.front": on_front} | ({"autoq.dropped": why} if why else {})
+        metrics |= {} if point.load_ms is None else {"load_ms": point.load_ms}
+        metrics |= {} if point.zip_bytes is None else {"zip_bytes": float(point.zip_bytes)}
         if point.polish is not None:
             values, tags["autoq.polish"] = polish_metrics(point.polish), point.polish.kind
             metrics |= values

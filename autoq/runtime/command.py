@@ -117,10 +117,10 @@ class Command(Gauge):
         (pairs,), memory, alone = self._in_turn([candidate], self._rounds, clear)
         return Measurement(latency=self._latency(pairs, alone), peak_memory_bytes=memory)
 
-    def measure_many(self, candidates: Sequence[Path]) -> list[Latency]:
+    def measure_many(self, candidates: Sequence[Path]) -> list[Measurement]:
         """See :class:`~autoq.runtime.gauge.Gauge`."""
         found, _, alone = self._in_turn(candidates, self._final_rounds)
-        return [self._latency(pairs, alone) for pairs in found]
+        return [Measurement(latency=self._latency(pairs, alone)) for pairs in found]
 
     def glance(self, candidates: Sequence[Path], plan: TimingPlan) -> tuple[list[float], bool]:
         """See :class:`~autoq.runtime.gauge.Gauge`; one run of each."""

@@ -36,7 +36,8 @@ class Measurement:
     """What was found out about one file.
 
     ``peak_memory_bytes``: growth of the process's resident memory, at its highest, by loading and running the file; on
-    a device, what it needs of its memory. ``load_ms``: opening a session on the file, with the file in the page cache.
+    a device, what it needs of its memory. ``load_ms``: opening a session on the file, with the file in the page cache,
+    and ``reference_load_ms`` the same of the reference, in the same processes.
     ``size_bytes``: what the file takes in the device's storage, where that is not the file itself.
     ``cpu_share``: the median round's share of its core. What else the machine did is in the latency's ``conditions``.
     """
@@ -44,6 +45,7 @@ class Measurement:
     latency: Latency | Estimate
     peak_memory_bytes: int | None = None
     load_ms: float | None = None
+    reference_load_ms: float | None = None
     size_bytes: int | None = None
     cpu_share: float = 1.0
     repeated_rounds: int = 0
@@ -68,8 +70,8 @@ class Gauge(Protocol):
         """One file; where its ratio is clearly above ``idle_above``, roughly will do."""
         ...
 
-    def measure_many(self, candidates: Sequence[Path]) -> Sequence[Latency | Estimate]:
-        """Several files, in turn with each other and the reference, more exactly than :meth:`measure`."""
+    def measure_many(self, candidates: Sequence[Path]) -> Sequence[Measurement]:
+        """Several files, in turn with each other and the reference, more exactly than :meth:`measure`; no memory."""
         ...
 
     def glance(self, candidates: Sequence[Path], plan: TimingPlan) -> tuple[list[float], bool]:
@@ -89,14 +91,14 @@ class Gauge(Protocol):
 
 
 def measure_each(gauge: Gauge, files: Sequence[Path]) -> list[Latency | Estimate | TrialError]:
-    """:meth:`Gauge.measure_many`; where one of the files fails, each by itself, and that one's error in its place."""
+    """Latencies as of :meth:`Gauge.measure_many`; where a file fails, each by itself, and its error in its place."""
     try:
-        return list(gauge.measure_many(files))
+        return [each.latency for each in gauge.measure_many(files)]
     except TrialError:
         found: list[Latency | Estimate | TrialError] = []
         for file in files:
             try:
-                found += gauge.measure_many([file])
+                found += [each.latency for each in gauge.measure_many([file])]
             except TrialError as error:
                 found.append(error)
         return found

@@ -114,27 +114,21 @@ class Meter(Gauge):
         with self._lock, measuring_turn() as alone:
             memory = self._ask({"op": "memory", "model": str(path), "runs": _MEMORY_RUNS}, self.timeout_s)
             found = self._sittings([path], self.plan, self.timeout_s, alone, idle_above)
-        return Measurement(
-            latency=self._latency(found, 1),
-            peak_memory_bytes=memory["peak_bytes"],
-            load_ms=statistics.median(each[1] for each in found.load_ms),
-            cpu_share=statistics.median(share for each in found.kept for share in each.cpu_share),
-            repeated_rounds=found.repeated_rounds,
-        )
+        return dataclasses.replace(self._measurement(found, 1), peak_memory_bytes=memory["peak_bytes"])
 
-    def measure_many(self, candidates: Sequence[Path], *, at_once: int = 8) -> list[Latency]:
-        """Latencies of several files, timed in turn with each other and the baseline, longer than :meth:`measure` does.
+    def measure_many(self, candidates: Sequence[Path], *, at_once: int = 8) -> list[Measurement]:
+        """Several files, timed in turn with each other and the baseline, longer than :meth:`measure` does; no memory.
 
         ``at_once`` bounds how many sessions lie in memory together, next to the baseline's. Raises as :meth:`measure`.
         """
         paths = [Path(candidate).resolve() for candidate in candidates]
-        latencies: list[Latency] = []
+        measured: list[Measurement] = []
         for start in range(0, len(paths), at_once):
             group = paths[start : start + at_once]
             with self._lock, measuring_turn() as alone:
                 found = self._sittings(group, self.final_plan, self.timeout_s * len(group), alone)
-            latencies += [self._latency(found, index) for index in range(1, len(group) + 1)]
-        return latencies
+            measured += [self._measurement(found, index) for index in range(1, len(group) + 1)]
+        return measured
 
     def glance(self, candidates: Sequence[Path], plan: TimingPlan) -> tuple[list[float], bool]:
         """Ratios to float32 of several files, timed in turn as ``plan`` says; and whether that was disturbed.
@@ -201,6 +195,15 @@ class Meter(Gauge):
         )
         repeated = sum(each.repeated for each in every)
         return _Sittings(kept=tuple(kept), conditions=conditions, load_ms=tuple(load_ms), repeated_rounds=repeated)
+
+    def _measurement(self, found: _Sittings, index: int) -> Measurement:
+        return Measurement(
+            latency=self._latency(found, index),
+            load_ms=statistics.median(each[index] for each in found.load_ms),
+            reference_load_ms=statistics.median(each[0] for each in found.load_ms),
+            cpu_share=statistics.median(share for each in found.kept for share in each.cpu_share),
+            repeated_rounds=found.repeated_rounds,
+        )
 
     def _latency(self, found: _Sittings, index: int) -> Latency:
         ratios = [each.ratio(index) for each in found.kept]

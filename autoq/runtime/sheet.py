@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ import numpy as np
 from autoq.core.result import Latency
 from autoq.runtime.base import InputSpec
 from autoq.runtime.meter import FINAL_PLAN, Meter
-
-_CHUNK = 1 << 20
+from autoq.runtime.shipped import shipped_bytes, zipped_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +41,7 @@ class SheetRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sheet:
-    """``size_bytes`` and ``zipped_bytes`` are of the model's file and of the reference's."""
+    """``size_bytes`` and ``zipped_bytes`` are of the model's files and of the reference's."""
 
     model: Path
     reference: Path
@@ -84,7 +82,7 @@ def measure_sheet(
                 )
             )
     files = (model, reference)
-    sizes, zipped = [path.stat().st_size for path in files], [zipped_bytes(path) for path in files]
+    sizes, zipped = [shipped_bytes(path) for path in files], [zipped_bytes(path) for path in files]
     return Sheet(
         model=model,
         reference=reference,
@@ -92,18 +90,6 @@ def measure_sheet(
         zipped_bytes=(zipped[0], zipped[1]),
         settings=tuple(rows),
     )
-
-
-def zipped_bytes(path: Path) -> int:
-    """What the file takes in a zip archive, less its entry there: deflated at zip's usual level, 6."""
-    packer = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
-    return sum(len(packer.compress(piece)) for piece in _pieces(path)) + len(packer.flush())
-
-
-def _pieces(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as handle:
-        while piece := handle.read(_CHUNK):
-            yield piece
 
 
 def random_feeds(specs: Sequence[InputSpec], batch: int, open_size: int, seed: int = 0) -> dict[str, np.ndarray]:

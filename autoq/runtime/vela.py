@@ -73,20 +73,15 @@ class Vela(Gauge):
 
     def measure(self, candidate: Path, *, idle_above: float = math.inf) -> Measurement:
         """Estimates of one file: ``peak_memory_bytes`` is RAM, ``size_bytes`` the compiled file, for flash."""
-        found = self._found(candidate)
-        return Measurement(
-            latency=self._latency(found),
-            peak_memory_bytes=found.sram_bytes + found.dram_bytes,
-            size_bytes=found.flash_bytes,
-        )
+        return self._measurement(self._found(candidate))
 
-    def measure_many(self, candidates: Sequence[Path]) -> list[Estimate]:
+    def measure_many(self, candidates: Sequence[Path]) -> list[Measurement]:
         """Estimates of several files, as many at a time as there are cores."""
-        return [self._latency(found) for found in self._all(candidates)]
+        return [self._measurement(found) for found in self._all(candidates)]
 
     def glance(self, candidates: Sequence[Path], plan: TimingPlan) -> tuple[list[float], bool]:
         """The same ratios: an estimate is never disturbed."""
-        return [latency.ratio for latency in self.measure_many(candidates)], False
+        return [self._latency(found).ratio for found in self._all(candidates)], False
 
     def _all(self, paths: Sequence[Path]) -> list[NpuEstimate]:
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # each waits for a process
@@ -98,6 +93,13 @@ class Vela(Gauge):
         if key not in self._kept:
             self._kept[key] = estimate(model, self.npu, host_cycles_per_value=self._host, limit_s=self._limit_s)
         return self._kept[key]
+
+    def _measurement(self, found: NpuEstimate) -> Measurement:
+        return Measurement(
+            latency=self._latency(found),
+            peak_memory_bytes=found.sram_bytes + found.dram_bytes,
+            size_bytes=found.flash_bytes,
+        )
 
     def _latency(self, found: NpuEstimate) -> Estimate:
         figures = {

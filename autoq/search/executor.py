@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from autoq.core.policy import Policy
-from autoq.core.result import Estimate, Failure, Latency
+from autoq.core.result import Failure
 from autoq.errors import TrialError
 from autoq.runtime.gauge import Gauge, Measurement
 from autoq.search.evaluate import Dropped, Evaluator, Scored, Workload
@@ -43,8 +43,8 @@ class Executor(Protocol):
         """Latency and peak memory of a file; roughly where it is slower than ``idle_above`` (:class:`Gauge`)."""
         ...
 
-    def measure_many(self, models: Sequence[Path]) -> Sequence[Latency | Estimate]:
-        """Latencies of several files, timed in turn with each other and with float32.
+    def measure_many(self, models: Sequence[Path]) -> Sequence[Measurement]:
+        """Several files, timed in turn with each other and with float32 (:meth:`Gauge.measure_many`).
 
         Raises :class:`autoq.errors.TrialError`.
         """
@@ -79,7 +79,7 @@ class LocalExecutor:
         """See :class:`Executor`."""
         return measured(self._meter, model, idle_above)
 
-    def measure_many(self, models: Sequence[Path]) -> Sequence[Latency | Estimate]:
+    def measure_many(self, models: Sequence[Path]) -> Sequence[Measurement]:
         """See :class:`Executor`."""
         return self._meter.measure_many(list(models))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,13 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from autoq.core.objectives import constraint_violations, metric_drop, point_losses, point_values
-from autoq.core.result import DroppedPoint, Estimate, FrontPoint, Latency, MetricPair, Polish, Trial
+from autoq.core.result import DroppedPoint, FrontPoint, MetricPair, Polish, Trial
 from autoq.errors import RunError
 from autoq.model.target import Target
 from autoq.numerics.bootstrap import interval
 from autoq.numerics.pareto import non_dominated
 from autoq.runtime.data import Split
+from autoq.runtime.gauge import Measurement
 from autoq.runtime.metric import Metric, bootstrap_paired
+from autoq.runtime.shipped import zipped_bytes
 from autoq.search.executor import Executor
 from autoq.search.polish import Polished
 from autoq.search.problem import Problem
@@ -77,10 +80,11 @@ def check_front(
     step(f"scoring {len(every)} models on the final split")
     with ThreadPoolExecutor(max(1, workers)) as pool:
         found = list(pool.map(outputs, [baseline_path, *every]))
+        zipped = list(pool.map(zipped_bytes, [baseline_path, *every]))
     metrics = [metric(each, split.targets) for each in found]
     samples = bootstrap_paired(metric, found, split.targets, split.group, seed=seed)
     step(f"timing {len(every)} models in turn")
-    latencies = executor.measure_many(every) if every else []
+    measured = executor.measure_many(every) if every else []
     drops = [
         [metric_drop(own, base, problem.direction) for own, base in zip(row, samples[0], strict=True)]
         for row in samples
@@ -88,6 +92,8 @@ def check_front(
     checked_baseline = dataclasses.replace(
         baseline,
         metric=MetricPair(search=baseline.metric.search, final=metrics[0], final_ci95=interval(samples[0])),
+        load_ms=_baseline_load_ms(baseline, measured),
+        zip_bytes=zipped[0],
     )
 
     def metric_pair(search_metric: float | None, i: int) -> MetricPair:
@@ -103,20 +109,27 @@ def check_front(
             id=trial.id,
             policy=trial.policy,
             metric=metric_pair(trial.metric, i),
-            latency=latencies[i - 1],
+            latency=measured[i - 1].latency,
             size_bytes=int(_present(trial.size_bytes)),
             peak_memory_bytes=trial.peak_memory_bytes,
             weight_bits_mean=_present(trial.weight_bits_mean),
             model_path=str(paths[i - 1].relative_to(run_folder)),
             sha256=trial.sha256 or "",
             origin=trial.origin,
+            load_ms=measured[i - 1].load_ms,
+            zip_bytes=_zip_bytes(measured[i - 1], zipped[i]),
         )
         for i, trial in enumerate(front, start=1)
     ]
     for i, (key, own) in enumerate(polished.items(), start=1 + len(paths)):
         where = next(index for index, point in enumerate(points) if point.id == key)
         points[where] = _with_polish(
-            points[where], own, metric_pair(own.record.metric, i), latencies[i - 1], own.path.relative_to(run_folder)
+            points[where],
+            own,
+            metric_pair(own.record.metric, i),
+            measured[i - 1],
+            zipped[i],
+            own.path.relative_to(run_folder),
         )
     rows = dict(zip([*(trial.id for trial in front), *polished], samples[1:], strict=True))  # the polished one's last
     checked = _sorted_out(checked_baseline, points, problem)
@@ -124,17 +137,19 @@ def check_front(
 
 
 def _with_polish(
-    before: FrontPoint, polished: Polished, metric: MetricPair, latency: Latency | Estimate, path: Path
+    before: FrontPoint, polished: Polished, metric: MetricPair, measured: Measurement, zipped: int, path: Path
 ) -> FrontPoint:
     record = polished.record
     return dataclasses.replace(
         before,
         metric=metric,
-        latency=latency,
+        latency=measured.latency,
         size_bytes=int(_present(record.size_bytes)),
         peak_memory_bytes=polished.peak_memory_bytes,
         model_path=str(path),
         sha256=record.sha256 or "",
+        load_ms=measured.load_ms,
+        zip_bytes=_zip_bytes(measured, zipped),
         polish=Polish(
             kind=record.kind,
             measure=record.measure,
@@ -144,6 +159,17 @@ def _with_polish(
             before=before,
         ),
     )
+
+
+def _baseline_load_ms(baseline: FrontPoint, measured: Sequence[Measurement]) -> float | None:
+    """Of the processes that the points were timed in, where float32 is what they were timed against."""
+    told = [each.reference_load_ms for each in measured if each.reference_load_ms is not None]
+    return statistics.median(told) if told and baseline.latency is not None else baseline.load_ms
+
+
+def _zip_bytes(measured: Measurement, zipped: int) -> int | None:
+    """None where the size that counts is not the file's own: its zip archive would be of something else."""
+    return zipped if measured.size_bytes is None else None
 
 
 def _with_gaps(points: Sequence[FrontPoint], samples: Mapping[str, np.ndarray]) -> tuple[FrontPoint, ...]:

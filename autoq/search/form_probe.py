@@ -30,6 +30,7 @@ from autoq.model.bank import Bank
 from autoq.model.calibrate import affine_table, calibrate
 from autoq.model.lower import Lowering
 from autoq.model.source import SourceModel
+from autoq.runtime.gauge import Measurement
 from autoq.runtime.machine import describe, software_versions
 from autoq.runtime.meter import Meter
 from autoq.runtime.timing import TimingPlan
@@ -192,8 +193,8 @@ def _ratios(files: Mapping[str, Path], feeds: Mapping[str, np.ndarray], options:
         return {}
     with Meter(plain[1], feeds, batch=1, final_plan=PLAN, **options) as meter:
         try:
-            latencies = meter.measure_many([path for _, path in others], at_once=len(others))
-            return {name: _ratio(each) for (name, _), each in zip(others, latencies, strict=True)}
+            measured = meter.measure_many([path for _, path in others], at_once=len(others))
+            return {name: _ratio(each) for (name, _), each in zip(others, measured, strict=True)}
         except TrialError:  # one of them does not run: each by itself
             ratios = {}
             for name, path in others:
@@ -202,5 +203,6 @@ def _ratios(files: Mapping[str, Path], feeds: Mapping[str, np.ndarray], options:
             return ratios
 
 
-def _ratio(latency: Latency) -> Ratio:
-    return latency.ratio, *latency.ratio_ci95
+def _ratio(measured: Measurement) -> Ratio:
+    assert isinstance(measured.latency, Latency)
+    return measured.latency.ratio, *measured.latency.ratio_ci95

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from autoq.core.policy import Policy
-from autoq.core.result import Estimate, Failure, Latency
+from autoq.core.result import Failure
 from autoq.errors import RunError
 from autoq.runtime.gauge import Gauge, Measurement
 from autoq.search.evaluate import Dropped, Evaluator, Scored, Workload
@@ -202,7 +202,7 @@ class RayExecutor:
         """See :class:`autoq.search.executor.Executor`."""
         return measured(self._meter, model, idle_above)
 
-    def measure_many(self, models: Sequence[Path]) -> Sequence[Latency | Estimate]:
+    def measure_many(self, models: Sequence[Path]) -> Sequence[Measurement]:
         """See :class:`autoq.search.executor.Executor`."""
         return self._meter.measure_many(list(models))
 

@@ -56,6 +56,7 @@ def test_front_as_a_table_and_a_sentence(shared: Path, capsys: pytest.CaptureFix
     assert all(point.id in done.out for point in front.points)
     assert f"small: {len(front.points)} points (final split)" in done.out
     assert "of the size of float32" in done.out
+    assert "KB zipped (float32" in done.out and "loads in" in done.out
     for dropped in front.dropped:
         assert f"dropped {dropped.point.id}: on the final split," in done.out
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from autoq.runtime.base import InputSpec
-from autoq.runtime.sheet import random_feeds, zipped_bytes
+from autoq.runtime.sheet import random_feeds
 from tests.cli.calls import call
 from tests.small_job import shared_run, small_model
 
@@ -65,15 +64,6 @@ def test_what_cannot_be_measured(
     filled = [each.format(file=model, folder=tmp_path) for each in arguments]
     done = call(capsys, "measure", *filled)
     assert done.code == 2 and message in done.err.replace("\n", " "), done.err
-
-
-def test_zipped_is_what_zip_makes_of_it(tmp_path: Path) -> None:
-    path = tmp_path / "m.onnx"
-    path.write_bytes(small_model().SerializeToString() + bytes(100_000))
-    with zipfile.ZipFile(tmp_path / "m.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.write(path, "m.onnx")
-    with zipfile.ZipFile(tmp_path / "m.zip") as archive:
-        assert zipped_bytes(path) == archive.getinfo("m.onnx").compress_size
 
 
 def test_random_feeds() -> None:

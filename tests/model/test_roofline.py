@@ -76,7 +76,7 @@ def test_the_example_by_hand(tmp_path: Path, sram_kib: int, us: float, relu: boo
         assert measured.latency.figures["sram_bytes"] == 2048 + 4096
         assert measured.latency.figures["host_operators"] == 2
         assert measured.latency.figures["weights_bytes"] == 1152 + 4
-        own = made.measure_many([float32])[0]
+        own = made.measure_many([float32])[0].latency
         assert (own.ms, own.ratio) == (pytest.approx(0.304912), 1.0)
         assert made.glance([int8, float32], None) == ([measured.latency.ratio, 1.0], False)  # type: ignore[arg-type]
 

@@ -71,6 +71,8 @@ def to_point(trial: Trial, *, final: float | None, loss: tuple[float, float] | N
         model_path=f"models/{trial.id}.onnx",
         sha256=trial.sha256,
         origin=trial.origin,
+        load_ms=None if final is None else 4.0 + trial.weight_bits_mean / 8,
+        zip_bytes=None if final is None else trial.size_bytes * 9 // 10,
     )
 
 

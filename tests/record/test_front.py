@@ -57,6 +57,8 @@ points = st.builds(
     model_path=texts,
     sha256=texts,
     origin=texts,
+    load_ms=st.none() | positive,
+    zip_bytes=st.none() | counts,
 )
 fronts = st.builds(
     Front,
@@ -111,6 +113,7 @@ def test_version_1_is_still_read() -> None:
     assert point.metric == MetricPair(search=0.881, final=0.8755, final_ci95=(0.861, 0.89), drop_ci95=(0.0, 0.008))
     assert point.latency == Latency(median_ms=0.96, ratio=0.505, ratio_ci95=(0.49, 0.52), batch=1, threads=1)
     assert (point.size_bytes, point.peak_memory_bytes, point.weight_bits_mean) == (196236, None, 6.0)
+    assert (point.load_ms, point.zip_bytes) == (None, None)  # not taken in those days
     assert front.dropped[0].why == "slower than float32 when timed again"
 
 

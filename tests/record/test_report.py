@@ -71,6 +71,9 @@ def test_the_report_says_what_was_found_and_how(front: Front, trials: list[Trial
     for point in front.points:
         assert point.id in text
     assert "on the final split another point is better in every objective" in text
+    knee = next(point for point in front.points if point.id == "1ef38d6aedf5")
+    assert "<th>zipped, KB</th><th>peak memory, MB</th><th>load, ms</th>" in report_html(front, trials, EXTRAS)
+    assert f"{knee.load_ms:,.1f}" in text and f"{knee.zip_bytes / 1e3:,.0f}" in text  # type: ignore[operator]
     assert "load: 2" in text and "2 of: the runtime has no kernel for <DequantizeLinear>" in text
     assert "worker_lost: 1" in text
     assert "/layer3/2/conv2/Conv" in text and "measured alone in warm blocks" in text

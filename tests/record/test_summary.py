@@ -9,7 +9,15 @@ import pytest
 
 from autoq.core.policy import Policy
 from autoq.core.result import FormGain, Front, FrontPoint
-from autoq.record.summary import describe_gain, front_marks, front_table, loss_text, metric_unit, policy_summary
+from autoq.record.summary import (
+    describe_gain,
+    front_marks,
+    front_table,
+    loss_text,
+    metric_unit,
+    policy_summary,
+    shipping_text,
+)
 
 MakePoint = Callable[..., FrontPoint]
 MakeFront = Callable[..., Front]
@@ -96,6 +104,16 @@ def test_the_table_has_float32_first_and_ratios_as_speed(gained: Front) -> None:
     assert knee.speedup_ci95 == pytest.approx((1 / (0.505 * 1.02), 1 / (0.505 * 0.98)))
     assert (knee.size_ratio, knee.size_kb, knee.peak_memory_mb) == (0.17, 0.17, 4.0)
     assert knee.policy == "2×w8a8" and fast.peak_memory_mb is None
+
+
+def test_what_a_point_takes_to_send_and_to_open(gained: Front) -> None:
+    base, point = gained.baseline, gained.points[0]
+    assert shipping_text(gained, point) == ""
+    point = replace(point, load_ms=12.34, zip_bytes=123_456)
+    assert shipping_text(gained, point) == f"{point.id}: 123 KB zipped, loads in 12.3 ms."
+    gained = replace(gained, baseline=replace(base, load_ms=9.0, zip_bytes=1_100_000))
+    assert shipping_text(gained, point) == f"{point.id}: 123 KB zipped (float32 1,100), loads in 12.3 ms (float32 9.0)."
+    assert shipping_text(gained, replace(point, load_ms=None)) == f"{point.id}: 123 KB zipped (float32 1,100)."
 
 
 def test_a_running_front_shows_the_search_split(gained: Front, make_point: MakePoint) -> None:

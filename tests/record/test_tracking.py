@@ -177,6 +177,10 @@ def test_a_search_is_in_the_store_as_it_was(
     marked = [run for run in runs.values() if run.data.tags.get("autoq.front") == "yes"]
     finals = {run.data.tags["autoq.policy"]: run.data.metrics["final_metric"] for run in marked}
     assert finals == {point.id: point.metric.final for point in front.points}
+    shipped = {
+        run.data.tags["autoq.policy"]: (run.data.metrics["load_ms"], run.data.metrics["zip_bytes"]) for run in marked
+    }
+    assert shipped == {point.id: (point.load_ms, point.zip_bytes) for point in front.points}
 
     names = {file.path for file in client.list_artifacts(tracker.run_id)}
     assert names == {"front.html", "front.json", "front.png", "front_table.json", "policies.png", "report.html"}
@@ -189,6 +193,7 @@ def test_a_search_is_in_the_store_as_it_was(
     assert "front_table.json" in parent.data.tags["mlflow.loggedArtifacts"]
     assert table["id"] == [front.baseline.id, *(point.id for point in front.points)]
     assert table["policy"][0] == "20×float32" and table["speedup"][0] == 1.0
+    assert table["load_ms"][0] == front.baseline.load_ms and table["zip_kb"][0] == front.baseline.zip_bytes / 1e3
 
 
 def test_files_of_the_run_folder_are_logged_as_they_are(

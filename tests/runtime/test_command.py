@@ -68,7 +68,7 @@ def test_candidate_and_reference_take_turns(files, tmp_path):
 def test_many_share_the_reference(files, tmp_path):
     reference, candidate = files
     with Command(reference, FEEDS, run=pretend(tmp_path), final_rounds=2, reference_name="w8a8") as gauge:
-        halves, ones = gauge.measure_many([candidate, reference])
+        halves, ones = (each.latency for each in gauge.measure_many([candidate, reference]))
         assert gauge.glance([candidate], TimingPlan()) == ([pytest.approx(0.5)], False)
         assert gauge.measure_many([]) == []
     assert (halves.ratio, ones.ratio, halves.reference) == (pytest.approx(0.5), pytest.approx(1.0), "w8a8")

@@ -177,10 +177,14 @@ def test_batch_and_threads_are_used_and_told(tmp_path):
 
 def test_many_in_turn(meter, tmp_path, baseline):
     big = two_layers(tmp_path / "big.onnx", hidden=1 << 14)
-    latencies = meter.measure_many([big, baseline, big], at_once=2)
+    measured = meter.measure_many([big, baseline, big], at_once=2)
+    latencies = [each.latency for each in measured]
     ratios = [latency.ratio for latency in latencies]
     assert ratios[0] > 3 * ratios[1] and ratios[2] > 3 * ratios[1]
     assert latencies[0].baseline_blocks_ms == latencies[1].baseline_blocks_ms != latencies[2].baseline_blocks_ms
+    assert all(each.load_ms > 0 and each.peak_memory_bytes is None for each in measured)
+    # What is loaded in the same processes as the first is the same reference.
+    assert measured[0].reference_load_ms == measured[1].reference_load_ms != measured[2].reference_load_ms
     assert meter.measure_many([]) == []
     ratios, _ = meter.glance([big, baseline, big], TimingPlan(block_s=0.002, min_sittings=2, limit_s=0.01))
     assert len(ratios) == 3 and min(ratios) > 0

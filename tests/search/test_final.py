@@ -14,12 +14,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from autoq.core.objectives import Values
 from autoq.core.policy import Policy
-from autoq.core.result import FrontPoint, Latency, MetricPair, Trial
+from autoq.core.result import FrontPoint, MetricPair, Trial
 from autoq.core.scheme import FLOAT32, Scheme
 from autoq.errors import TrialError
 from autoq.model.target import Target
 from autoq.runtime.data import Split
+from autoq.runtime.gauge import Measurement
 from autoq.runtime.metric import Metric
+from autoq.runtime.shipped import zipped_bytes
 from autoq.search.final import Checked, check_front
 from autoq.search.polish import Polished
 from autoq.search.polish_log import PolishRecord
@@ -59,8 +61,11 @@ class RatiosExecutor(TableExecutor):
         super().__init__()
         self.ratios = ratios
 
-    def measure_many(self, models: Sequence[Path]) -> list[Latency]:
-        return [make_latency(self.ratios[path.stem]) for path in models]
+    def measure_many(self, models: Sequence[Path]) -> list[Measurement]:
+        return [
+            Measurement(latency=make_latency(self.ratios[path.stem]), load_ms=1.0 + i, reference_load_ms=7.0 + i)
+            for i, path in enumerate(models)
+        ]
 
 
 @pytest.fixture
@@ -147,6 +152,22 @@ def test_points_that_keep_their_place_are_sorted_best_metric_first(
     low, high = good.metric.drop_ci95
     assert 0.0 <= low <= 0.015 <= high < 0.035
     assert good.latency is not None and good.latency.ratio == 0.8
+    # "small" was timed first, "good" second; float32 in both their processes.
+    assert [point.load_ms for point in found.points] == [2.0, 1.0]
+    assert found.baseline.load_ms == 7.5
+    assert good.zip_bytes == zipped_bytes(tmp_path / good.model_path)
+    assert found.baseline.zip_bytes == zipped_bytes(tmp_path / "float32.onnx")
+
+
+def test_what_a_device_stores_is_another_file_than_the_one_that_zip_is_told_of(
+    tmp_path: Path, split: Split, accuracy: Metric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure_many(self: RatiosExecutor, models: Sequence[Path]) -> list[Measurement]:
+        return [Measurement(latency=make_latency(0.5), size_bytes=300) for _ in models]
+
+    monkeypatch.setattr(RatiosExecutor, "measure_many", measure_many)
+    (point,) = check(tmp_path, split, accuracy, {"compiled": (0.89, 0.89, 0.5, 300)}).points
+    assert (point.size_bytes, point.zip_bytes, point.load_ms) == (300, None, None)
 
 
 def test_a_point_that_the_search_split_flattered_falls_off(tmp_path: Path, split: Split, accuracy: Metric) -> None:
@@ -289,3 +310,5 @@ def test_a_polished_point_stands_for_itself_and_keeps_what_it_was(
     assert before.polish is None and before.model_path == f"models/{paths[1].name}"
     assert before.metric.search == 0.85 and before.metric.final == 0.85
     assert before.latency is not None and before.latency.ratio == 0.48
+    assert (point.load_ms, before.load_ms) == (3.0, 2.0)
+    assert (point.zip_bytes, before.zip_bytes) == (zipped_bytes(new), zipped_bytes(paths[1]))
