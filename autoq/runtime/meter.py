@@ -30,6 +30,7 @@ from autoq.numerics.sittings import sittings_ratio
 from autoq.runtime.gauge import Gauge, Measurement
 from autoq.runtime.host import look
 from autoq.runtime.meter_process import MeterProcess
+from autoq.runtime.parallel import Block, ParallelPlan, Throughput, throughput
 from autoq.runtime.timing import CLEARLY, Rounds, TimingPlan, clearly_above, enough
 from autoq.runtime.turn import measuring_turn
 
@@ -142,6 +143,27 @@ class Meter(Gauge):
             found = self._sittings(paths, plan, self.timeout_s * len(paths), alone)
         quickest_ms = [min(block for each in found.kept for block in each.blocks_ms[i]) for i in range(len(paths) + 1)]
         return [each / quickest_ms[0] for each in quickest_ms[1:]], found.conditions.disturbed
+
+    def parallel(self, candidate: Path, sessions: int, plan: ParallelPlan | None = None) -> Throughput:
+        """Throughput of ``sessions`` sessions at once, each in a process of its own, beside the baseline's.
+
+        Raises as :meth:`measure`; ``timeout_s`` bounds a sitting.
+        """
+        plan = plan or ParallelPlan()
+        models = [str(self.baseline), str(Path(candidate).resolve())]
+        request = {"op": "parallel", "models": models, "sessions": sessions, "plan": dataclasses.asdict(plan)}
+        with self._lock, measuring_turn() as alone:
+            found = [
+                self._ask({**request, "sitting": sitting}, self.timeout_s)["blocks"] for sitting in range(plan.sittings)
+            ]
+        return throughput(
+            [[[Block(**block) for block in model] for model in each] for each in found],
+            sessions=sessions,
+            threads=self.threads,
+            batch=self.batch,
+            alone=alone,
+            reference=self._reference_name,
+        )
 
     def _sittings(
         self,

@@ -6,6 +6,7 @@ or an endless loop stays in the child. One JSON object a line, on stdin and stdo
     start     {"runtime", "options", "threads", "feeds": PATH.npz, "folder": PATH}    -> {"ready": true}
     latency   {"op", "models": [PATH], "sitting", "plan": {}, "timeout_s"}            -> {"rounds", "load_ms", "cpus"}
     memory    {"op", "model": PATH, "runs", "timeout_s"}                              -> {"peak_bytes"}
+    parallel  {"op", "models": [PATH], "sessions", "sitting", "plan", "timeout_s"}    -> {"blocks"}
     any failure                                                                       -> {"reason", "message"}
 
 The first of ``models`` is the float32 baseline.
@@ -17,7 +18,6 @@ more) or when it is handed to another parent; its children are killed with it.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import gc
 import json
@@ -25,8 +25,6 @@ import os
 import selectors
 import shutil
 import signal
-import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,12 +34,11 @@ import numpy as np
 
 from autoq.errors import AutoqError, TrialError
 from autoq.runtime.base import Runtime, load_runtime
+from autoq.runtime.forked import LOOK_S, die_with, pin
 from autoq.runtime.host import ForeignLoad
 from autoq.runtime.memory import peak_growth_bytes
+from autoq.runtime.parallel import ParallelPlan, time_parallel
 from autoq.runtime.timing import TimingPlan, time_sitting
-
-_PR_SET_PDEATHSIG = 1
-_LOOK_S = 1.0  # how often it is seen whether the parent still lives, should another process hold our stdin open
 
 Reply = dict[str, Any]
 
@@ -88,7 +85,7 @@ class Server:
             try:
                 os.close(reading)
                 os.close(self._replies)
-                _die_with(server)
+                die_with(server)
                 os.write(writing, json.dumps(self._child(request)).encode())
             finally:
                 os._exit(0)
@@ -115,7 +112,7 @@ class Server:
             selector.register(reading, selectors.EVENT_READ)
             selector.register(self._requests, selectors.EVENT_READ)
             while (left := deadline - time.monotonic()) > 0:
-                ready = {key.fd for key, _ in selector.select(min(left, _LOOK_S))}
+                ready = {key.fd for key, _ in selector.select(min(left, LOOK_S))}
                 if reading in ready:
                     piece = os.read(reading, 1 << 16)
                     if not piece:
@@ -127,7 +124,8 @@ class Server:
 
     def _child(self, request: dict[str, Any]) -> Reply:
         try:
-            return self._latency(request) if request["op"] == "latency" else self._memory(request)
+            operation = {"latency": self._latency, "memory": self._memory, "parallel": self._parallel}[request["op"]]
+            return operation(request)
         except TrialError as error:
             return {"reason": error.reason, "message": str(error)}
         except MemoryError:
@@ -138,15 +136,25 @@ class Server:
     def _latency(self, request: dict[str, Any]) -> Reply:
         cpus = pin(self._threads)
         foreign = ForeignLoad(self._threads)
-        models = request["models"]
+        setup = time.perf_counter()
+        steps, load_ms = self._open(request["models"], request["sitting"])
+        setup_s = time.perf_counter() - setup
+        backward = _backward(request["sitting"])
+        rounds = time_sitting(steps, TimingPlan(**request["plan"]), setup_s=setup_s, backward=backward)
+        return {
+            "rounds": dataclasses.asdict(dataclasses.replace(rounds, foreign=foreign.share())),
+            "load_ms": load_ms,
+            "cpus": cpus,
+        }
+
+    def _open(self, models: list[str], sitting: int) -> tuple[list[Callable[[], object]], list[float]]:
+        """A step of each model, the baseline first, and the milliseconds that opening their sessions took."""
         # What is allocated behind this lies elsewhere in every sitting, as it does in every process of a user's.
-        self._padding = bytearray(64 * (1 + 37 * request["sitting"] % 509))
+        self._padding = bytearray(64 * (1 + 37 * sitting % 509))
         steps: dict[int, Callable[[], object]] = {}
         load_ms: dict[int, float] = {}
-        setup = time.perf_counter()
         # Which session is opened first decides whose memory lies where: every other sitting is the other way round.
-        backward = request["sitting"] % 2 == 1
-        for index in sorted(range(len(models)), reverse=backward):
+        for index in sorted(range(len(models)), reverse=_backward(sitting)):
             path = Path(models[index])
             try:
                 start = time.perf_counter()
@@ -157,14 +165,17 @@ class Server:
                 if index == 0:
                     raise TrialError("measure", f"the float32 baseline {path.name} does not run: {error}") from error
                 raise TrialError(error.reason, f"{path.name}: {error}") from error
-        in_order = [steps[index] for index in range(len(models))]
-        setup_s = time.perf_counter() - setup
-        rounds = time_sitting(in_order, TimingPlan(**request["plan"]), setup_s=setup_s, backward=backward)
-        return {
-            "rounds": dataclasses.asdict(dataclasses.replace(rounds, foreign=foreign.share())),
-            "load_ms": [load_ms[index] for index in range(len(models))],
-            "cpus": cpus,
-        }
+        return [steps[index] for index in range(len(models))], [load_ms[index] for index in range(len(models))]
+
+    def _parallel(self, request: dict[str, Any]) -> Reply:
+        blocks = time_parallel(
+            lambda: self._open(request["models"], request["sitting"])[0],
+            request["sessions"],
+            ParallelPlan(**request["plan"]),
+            threads=self._threads,
+            backward=_backward(request["sitting"]),
+        )
+        return {"blocks": [[dataclasses.asdict(block) for block in model] for model in blocks]}
 
     def _memory(self, request: dict[str, Any]) -> Reply:
         pin(self._threads)
@@ -183,7 +194,7 @@ class Server:
         with selectors.DefaultSelector() as selector:
             selector.register(self._requests, selectors.EVENT_READ)
             while b"\n" not in self._pending:
-                if not selector.select(_LOOK_S):
+                if not selector.select(LOOK_S):
                     if os.getppid() != self._parent:
                         return None
                     continue
@@ -205,34 +216,8 @@ class Server:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def pin(threads: int) -> list[int]:
-    """Bind this process to the last ``threads`` of its cores, where it has more; the cores it then runs on.
-
-    The last ones: interrupts and whatever else starts early gather on the first.
-    """
-    if not hasattr(os, "sched_setaffinity"):
-        return []
-    allowed = sorted(os.sched_getaffinity(0))
-    if threads < len(allowed):
-        allowed = allowed[-threads:]
-        os.sched_setaffinity(0, allowed)
-    return allowed
-
-
-def _die_with(server: int) -> None:
-    """See that this forked child dies with the server."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    else:
-
-        def watch() -> None:
-            while os.getppid() == server:
-                time.sleep(_LOOK_S)
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True).start()
-    if os.getppid() != server:
-        os._exit(1)
+def _backward(sitting: int) -> bool:
+    return sitting % 2 == 1
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from autoq.core.result import Latency
 from autoq.runtime.base import InputSpec
 from autoq.runtime.meter import FINAL_PLAN, Meter
+from autoq.runtime.parallel import Throughput
 from autoq.runtime.shipped import shipped_bytes, zipped_bytes
 
 
@@ -20,12 +21,14 @@ class SheetRow:
     """One row of the sheet, of the model and of its reference, which were timed in turn.
 
     ``load_ms`` and ``peak_memory_bytes`` are as in :class:`autoq.runtime.gauge.Measurement`; of the reference too.
+    ``parallel`` has what was asked for of several sessions at once.
     """
 
     latency: Latency
     reference_ms: float
     load_ms: tuple[float, float]
     peak_memory_bytes: tuple[int, int]
+    parallel: tuple[Throughput, ...] = ()
 
     @property
     def throughput(self) -> tuple[float, float]:
@@ -57,21 +60,27 @@ def measure_sheet(
     *,
     batches: Sequence[int],
     threads: Sequence[int],
+    sessions: Sequence[int] = (),
     runtime: str,
     runtime_options: Mapping[str, Any],
     step: Callable[[str], None] = lambda text: None,
 ) -> Sheet:
     """Each batch size with each number of threads. ``feeds`` gives the inputs of one inference of so many rows.
 
+    ``sessions``: of how many at once the throughput is taken, each in a process of its own.
     Raises as :class:`~autoq.runtime.meter.Meter` does.
     """
     rows = []
     for batch in batches:
         for count in threads:
-            step(f"batch {batch}, {count} thread{'s' if count > 1 else ''}")
+            step(f"batch {batch}, {_plural(count, 'thread')}")
             options = {"batch": batch, "threads": count, "runtime": runtime, "runtime_options": runtime_options}
             with Meter(reference, feeds(batch), plan=FINAL_PLAN, **options) as meter:  # type: ignore[arg-type]
                 base, own = meter.measure(reference), meter.measure(model)
+                parallel = []
+                for number in sessions:
+                    step(f"batch {batch}, {_plural(count, 'thread')}, {_plural(number, 'session')} at once")
+                    parallel.append(meter.parallel(model, number))
             assert isinstance(own.latency, Latency)
             rows.append(
                 SheetRow(
@@ -79,6 +88,7 @@ def measure_sheet(
                     reference_ms=own.latency.median_ms / own.latency.ratio,
                     load_ms=(own.load_ms or 0.0, base.load_ms or 0.0),
                     peak_memory_bytes=(own.peak_memory_bytes or 0, base.peak_memory_bytes or 0),
+                    parallel=tuple(parallel),
                 )
             )
     files = (model, reference)
@@ -90,6 +100,10 @@ def measure_sheet(
         zipped_bytes=(zipped[0], zipped[1]),
         settings=tuple(rows),
     )
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count > 1 else ''}"
 
 
 def random_feeds(specs: Sequence[InputSpec], batch: int, open_size: int, seed: int = 0) -> dict[str, np.ndarray]:
