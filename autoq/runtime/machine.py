@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -52,7 +53,12 @@ class MachineInfo:
     @property
     def adds_pairs_in_16_bits(self) -> bool:
         """Whether integer kernels add two products in 16 bits here, and saturate: x86 with AVX2 and without VNNI."""
-        return "avx2" in self.flags and not self.flags & {"avx512_vnni", "avx_vnni"}
+        return adds_pairs_in_16_bits(self.flags)
+
+
+def adds_pairs_in_16_bits(flags: Collection[str]) -> bool:
+    """As :attr:`MachineInfo.adds_pairs_in_16_bits`, of a CPU's features."""
+    return "avx2" in flags and "avx512_vnni" not in flags and "avx_vnni" not in flags
 
 
 @functools.cache
@@ -109,11 +115,12 @@ def software_versions() -> dict[str, str | None]:
     """Versions by name, of Python and of each package that decides a result; None where it is not installed."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name, distributions in _SOFTWARE.items():
-        versions[name] = next((found for one in distributions if (found := _version(one))), None)
+        versions[name] = next((found for one in distributions if (found := package_version(one))), None)
     return dict(sorted(versions.items()))
 
 
-def _version(distribution: str) -> str | None:
+def package_version(distribution: str) -> str | None:
+    """The version of an installed package; None where it is not."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

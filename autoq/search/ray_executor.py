@@ -11,6 +11,7 @@ import contextlib
 import logging
 import math
 import os
+import platform
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,8 @@ from autoq.core.policy import Policy
 from autoq.core.result import Failure
 from autoq.errors import RunError
 from autoq.runtime.gauge import Gauge, Measurement
+from autoq.runtime.kind import Kind, kind_of
+from autoq.runtime.machine import describe
 from autoq.search.evaluate import Dropped, Evaluator, Scored, Workload
 from autoq.search.executor import Task, attempted, measured, with_hurdles
 from autoq.search.fidelity import Hurdle
@@ -49,9 +52,14 @@ class _Worker:
     def __init__(self) -> None:
         self._evaluator: Evaluator | None = None
 
-    def prepare(self, workload: list[Any]) -> None:
-        """Fetches the workload; a list of one reference, since a bare one would be fetched before the call."""
-        self._evaluator = Evaluator(_import_ray().get(workload[0]))
+    def prepare(self, workload: list[Any]) -> tuple[str, Kind]:
+        """Fetches the workload; a list of one reference, since a bare one would be fetched before the call.
+
+        Returns the name of its node, and what kind of machine that is.
+        """
+        fetched = _import_ray().get(workload[0])
+        self._evaluator = Evaluator(fetched)
+        return platform.node(), kind_of(describe(), fetched.runtime)
 
     def evaluate(self, policy: Policy, hurdle: Hurdle) -> Scored | Dropped | Failure:
         """As :meth:`autoq.search.evaluate.Evaluator.evaluate`."""
@@ -71,7 +79,8 @@ class RayExecutor:
     ``workers`` 0 means one for each core of the cluster. Raises :class:`RunError` when Ray cannot be reached.
 
     Only a worker that is up gets a candidate: one that waits for a core (its node was removed, say, or others use the
-    cluster) joins when it has one, and holds nothing up.
+    cluster) joins when it has one, and holds nothing up. A worker on a machine that gives files other metrics than this
+    one does (:meth:`autoq.runtime.kind.Kind.scored_otherwise`) ends the search with a :class:`RunError`.
     """
 
     def __init__(self, workload: Workload, meter: Gauge, *, address: str, workers: int = 0) -> None:
@@ -83,6 +92,7 @@ class RayExecutor:
         self._starting: dict[Any, Any] = {}
         self._idle: list[Any] = []
         self._failed_starts = 0
+        self._kind = kind_of(describe(), workload.runtime)
         try:
             if self._owns:
                 self._start(address, workers)
@@ -171,7 +181,7 @@ class RayExecutor:
         """Takes up a worker that has prepared itself. Raises :class:`RunError` where none can."""
         actor = self._starting.pop(reference)
         try:
-            self._ray.get(reference)
+            node, kind = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             raise RunError(f"a Ray worker cannot take up the work: {_first_line(error.cause)}") from None
         except self._ray.exceptions.RayError as error:
@@ -180,6 +190,11 @@ class RayExecutor:
                 raise RunError(f"Ray workers die while they start: {_first_line(error)}") from None
             self._replace(actor)
         else:
+            if why := self._kind.scored_otherwise(kind):
+                raise RunError(
+                    f"node {node} of the Ray cluster would score otherwise than this machine, which is searched for: "
+                    f"{why}. Take it out of the cluster, or make it alike; finished trials are kept"
+                )
             self._failed_starts = 0
             self._idle.append(actor)
 

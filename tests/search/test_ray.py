@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import platform
 import signal
 import threading
 import time
@@ -303,6 +304,17 @@ def test_workers_that_cannot_find_the_metric_say_so(cluster: Any, bench: Bench) 
     try:
         with pytest.raises(RunError, match=r"a Ray worker cannot take up the work: .*elsewhere\.py: no such file"):
             list(executor.score(bench.policies))
+    finally:
+        executor.close()
+
+
+def test_a_node_that_scores_otherwise_is_refused(cluster: Any, bench: Bench) -> None:
+    executor = bench.executor(cluster.address)
+    # The nodes are what they are: it is this machine that is taken for another one.
+    executor._kind = dataclasses.replace(executor._kind, arch="riscv64")
+    try:
+        with pytest.raises(RunError, match=f"node {platform.node()} of the Ray cluster .*, not riscv64"):
+            list(executor.score(bench.policies[:2]))
     finally:
         executor.close()
 
