@@ -48,7 +48,7 @@ OPS = ("Conv", "depthwise Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
 SCHEMES = (
     "float16", "bf16", "fp16", "fp8", "w8", "w4", "w2", "w8a8@minmax", "w8a8-s8@minmax", "w8a8@dynamic", "w6a8@minmax",
     "w5a8@minmax", "w4a8@minmax", "w3a8@minmax", "w2a8@minmax",
-    "w8-b128", "w4-b32", "w4-b32-asym", "w4-b128", "w2-b128", "w4-kmeans", "w4-pq",
+    "w8a16@minmax",     "w8-b128", "w4-b32", "w4-b32-asym", "w4-b128", "w2-b128", "w4-kmeans", "w4-pq",
 )  # fmt: skip
 
 

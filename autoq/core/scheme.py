@@ -12,10 +12,11 @@ Grammar (defaults are left out of the text, so that one scheme has one name)::
     w8a8@dynamic                    the same, ranges found at run time
     w4a8-gptq@percentile99.99       4-bit weights rounded by GPTQ, activations clipped at a percentile
     w8a8-s8-tensor@mse              signed symmetric activations, one weight scale for the whole tensor
+    w8a16@minmax                    16-bit activations, signed and symmetric
     w3a8-gptq@mse                   3-bit weights, for hardware whose compiler packs them: no ONNX type holds them
     w4a8-kmeans-bc-smooth0.5@mse    weights from a codebook of 16 values, bias corrected, inputs smoothed
 
-    scheme      := floats | weight options | weight "a8" ["-s8"] options "@" calibration
+    scheme      := floats | weight options | weight ("a8" ["-s8"] | "a16") options "@" calibration
     floats      := "float32" | "float16" | "bf16" | "fp16" | "fp8"
     weight      := "w" ("8" | "7" | "6" | "5" | "4" | "3" | "2")
     options     := ["-tensor" | "-b32" | "-b64" | "-b128"] ["-asym"] [rounding] ["-bc" | "-bca"] ["-smooth" NUMBER]
@@ -55,6 +56,8 @@ PACKED = (6, 5, 3)
 BLOCKS: dict[str, int] = {"b32": 32, "b64": 64, "b128": 128}
 """Granularities by blocks of consecutive inputs, and how many each block has."""
 CALIBRATION_METHODS: tuple[CalibrationMethod, ...] = ("minmax", "ema", "percentile", "entropy", "mse", "dynamic")
+WIDE_METHODS: tuple[CalibrationMethod, ...] = ("minmax", "ema", "percentile")
+"""Calibrations of 16-bit activations: the others weigh clipping against 255 steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,19 +132,34 @@ class WeightSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationSpec:
-    """8-bit activations: unsigned asymmetric (``signed=False``) or signed symmetric, one scale per tensor.
+    """Integer activations: unsigned asymmetric (``signed=False``) or signed symmetric, one scale per tensor.
 
-    ``smoothing`` is that of the weights they are multiplied with (see :class:`WeightSpec`).
+    Those of 16 ``bits`` are signed, as TFLite's quantization specification has them. ``smoothing`` is that of the
+    weights they are multiplied with (see :class:`WeightSpec`).
     """
 
     calibration: Calibration
     signed: bool = False
-    bits: Literal[8] = 8
+    bits: Literal[8, 16] = 8
     smoothing: float | None = None
 
     def __post_init__(self) -> None:
+        if self.bits not in (8, 16):
+            raise JobError(f"{self.bits} activation bits are not supported; use 8 or 16")
+        if self.bits == 16 and not self.signed:
+            raise JobError("16-bit activations are signed")
+        if self.bits == 16 and (self.calibration.method not in WIDE_METHODS or self.smoothing is not None):
+            raise JobError(
+                "16-bit activations have steps to spare for all that was seen: use @minmax, @ema or @percentile, and "
+                "no smoothing"
+            )
         if self.dynamic and self.signed:
             raise JobError("dynamic activations are unsigned: '-s8' goes with calibrated ones")
+
+    @property
+    def dtype(self) -> Literal["uint8", "int8", "int16"]:
+        """The type of the integers."""
+        return "int16" if self.bits == 16 else "int8" if self.signed else "uint8"
 
     @property
     def dynamic(self) -> bool:
@@ -161,17 +179,17 @@ class Scheme:
         if self.floats is not None and (self.weight is not None or self.activation is not None):
             raise JobError(f"{self.floats} is a scheme by itself: it goes with no integers")
         if self.activation is not None and (self.weight is None or self.weight.bits == 16):
-            raise JobError("8-bit activations need integer weights (w8a8, w4a8 or w2a8)")
+            raise JobError("integer activations need integer weights (w8a8, w4a8, w8a16, ...)")
         if self.weight is None:
             return
         if self.activation is not None and (self.weight.granularity in BLOCKS or self.weight.rounding == "pq"):
-            raise JobError("blocks ('-b32', ...) and '-pq' are weight-only: they have no 8-bit activations")
+            raise JobError("blocks ('-b32', ...) and '-pq' are weight-only: they have no integer activations")
         if self.weight.smoothing != (self.activation and self.activation.smoothing):
             raise JobError("smoothing moves outliers of 8-bit activations into the weights: both have it, or none")
 
     @property
     def calibrated(self) -> ActivationSpec | None:
-        """The 8-bit activations whose range calibration fixes, hence those that Q/DQ pairs are placed for."""
+        """The integer activations whose range calibration fixes, hence those that Q/DQ pairs are placed for."""
         return None if self.activation is None or self.activation.dynamic else self.activation
 
     @property
@@ -184,20 +202,27 @@ class Scheme:
         return self.weight.bits if self.weight.bits in PACKED else self.weight.stored_bits
 
     @property
+    def activation_bits(self) -> int:
+        """Bits of a value that the layer reads to compute with: 32, 16 or 8."""
+        if self.floats is not None:
+            return FLOATS[self.floats]
+        return 32 if self.activation is None else self.activation.bits
+
+    @property
     def family(self) -> str:
-        """The scheme less its options: ``float32``, ``float16``, ``w4``, ``w4a8``, …"""
+        """The scheme less its options: ``float32``, ``float16``, ``w4``, ``w4a8``, ``w8a16``, …"""
         if self.floats is not None:
             return self.floats
         if self.weight is None:
             return "float32"
         if self.weight.bits == 16:
             return "float16"
-        return f"w{self.weight.bits}" + ("a8" if self.activation else "")
+        return f"w{self.weight.bits}" + (f"a{self.activation.bits}" if self.activation else "")
 
     def __str__(self) -> str:
         if self.weight is None or self.weight.bits == 16:
             return self.family
-        signed = "-s8" if self.activation and self.activation.signed else ""
+        signed = "-s8" if self.activation and self.activation.dtype == "int8" else ""
         granularity = "" if self.weight.granularity == "channel" else f"-{self.weight.granularity}"
         rounding = "" if self.weight.rounding == "nearest" else f"-{self.weight.rounding}"
         calibration = f"@{self.activation.calibration}" if self.activation else ""
@@ -223,15 +248,22 @@ class Scheme:
             )
         smoothing = float(match["smooth"]) if match["smooth"] else None
         activation = None
-        if match["a8"]:
+        if match["a"]:
             if match["method"] is None:
                 raise JobError(f"{text!r} does not say how activations are calibrated; write {text}@minmax, for one")
+            if match["a"] == "16" and match["s8"]:
+                raise JobError(f"{text!r}: '-s8' goes with 8-bit activations; those of 16 bits are always signed")
             percentile = float(match["percentile"]) if match["percentile"] else None
             calibration = Calibration(method=match["method"], percentile=percentile)  # type: ignore[arg-type]
-            activation = ActivationSpec(calibration=calibration, signed=bool(match["s8"]), smoothing=smoothing)
+            activation = ActivationSpec(
+                calibration=calibration,
+                signed=bool(match["s8"]) or match["a"] == "16",
+                bits=int(match["a"]),  # type: ignore[arg-type]
+                smoothing=smoothing,
+            )
         elif match["method"] or match["s8"] or smoothing is not None:
             raise JobError(
-                f"{text!r} has float activations: '-s8', '-smooth' and '@calibration' go with w8a8, w4a8 and w2a8"
+                f"{text!r} has float activations: '-s8', '-smooth' and '@calibration' go with w8a8, w4a8 and the like"
             )
         # Here, not on construction: what such weights cost is probed with all activations left float.
         if activation is None and int(match["bits"]) in IN_BYTES:
@@ -256,7 +288,7 @@ def _not_alone(bits: int) -> str:
 _CORRECTIONS: dict[str, BiasCorrection] = {"-bc": "empirical", "-bca": "analytic"}
 
 _PATTERN = re.compile(
-    r"w(?P<bits>[2-8])(?P<a8>a8)?(?P<s8>-s8)?(?:-(?P<granularity>tensor|b32|b64|b128))?(?P<asym>-asym)?"
+    r"w(?P<bits>[2-8])(?:a(?P<a>16|8))?(?P<s8>-s8)?(?:-(?P<granularity>tensor|b32|b64|b128))?(?P<asym>-asym)?"
     r"(?:-(?P<rounding>gptq|adaround|gptaq|brecq|kmeans|pq))?(?P<bc>-bca?)?(?:-smooth(?P<smooth>\d+(?:\.\d+)?))?"
     r"(?:@(?P<method>minmax|ema|percentile(?=\d)|entropy|mse|dynamic)"
     r"(?P<percentile>(?<=percentile)\d+(?:\.\d+)?)?)?"

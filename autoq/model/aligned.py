@@ -43,11 +43,12 @@ def aligned(
     for node in reversed(graph.model.graph.node):
         if node.op_type != "Add" or node.name not in placement.integer_nodes:
             continue
-        signed = any(spec.signed for spec in quantized.values())
-        target = placer.stored(node, signed=signed)
+        target = placer.stored(node, signed=placement.signed)
         roots = {placer.root(name) for name in node.input}
         if target not in quantized or not roots <= quantized.keys():
             continue
+        if any(quantized[name].bits != 8 for name in (target, *roots)):
+            continue  # the steps of 16 bits are finer than the errors
         key = (target, quantized[target])
         scale = float(moved.get(key, affine(*key))[0])
         for root in sorted(roots - settled):

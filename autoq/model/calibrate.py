@@ -144,7 +144,7 @@ def affine_table(
             raise DataError(f"tensor {tensor!r} was empty in every calibration batch; nothing to calibrate it by")
         for spec in specs:
             low, high = clip_range(values, spec.calibration, signed=spec.signed)
-            table[tensor, spec] = activation_affine(low, high, signed=spec.signed)
+            table[tensor, spec] = activation_affine(low, high, spec.dtype)
     return table
 
 

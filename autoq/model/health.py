@@ -114,8 +114,8 @@ class HealthCheck:
         scale, zero_point, (low, high) = affine
         values = self._float[root].reshape(-1)
         sampled = values[:: max(1, -(-values.size // MOST_VALUES))]
+        fits = levels is not None and levels.shape == layer.weight_shape and scheme.activation_bits == 8
         integers = quantize(self._float[layer.input], scale, zero_point, low, high).astype(np.int64) - low
-        fits = levels is not None and levels.shape == layer.weight_shape
         return dataclasses.replace(
             health,
             tensor=root,
@@ -172,7 +172,7 @@ class _File:
         if scale is None:
             return None
         zero = self._values.get(self.quantizers.get((root, "zero"), ""), np.uint8(0))  # left out: ONNX's default
-        return float(scale), int(zero), LEVELS["int8" if zero.dtype == np.int8 else "uint8"]
+        return float(scale), int(zero), LEVELS[zero.dtype.name]  # type: ignore[index]
 
     def evaluate(self, names: Sequence[str]) -> None:
         """Works out those of ``names`` that hang on constants alone."""

@@ -8,6 +8,8 @@ The forms are those that stock ONNX Runtime executes fast (measured; see docs/lo
   ``DequantizeLinear``: full int8 speed at 4 or 2 bits on disk;
 * weight-only: ``Cast`` to float32 and ``Mul`` by the scales, both folded when the session loads: full float speed;
 * float16: one ``Cast``, folded likewise;
+* 16-bit activations: the same pairs with int16, which stock ONNX Runtime computes in float between two roundings; they
+  are for targets that have the kernels;
 * 8-bit activations with ranges found at run time, and weights in blocks: see :mod:`autoq.model.products`.
 
 Names: a quantized tensor ``T`` has ``T::q`` (integers), ``T::s`` and ``T::z`` (scale, zero point), ``T::ws`` and
@@ -222,7 +224,9 @@ class _Builder:
         It stands right behind a layer or an operator that writes ``root``, or reads a quantized tensor.
         """
         source, reads_integers = node.input[0], node.name in self.placement.integer_nodes
-        signed = self.placement.quantized[root].signed
+        spec = self.placement.quantized[root]
+        if spec.bits == 16:  # its targets cut off in the kernel before it, and have one for HardSwish
+            return False
         if reads_integers and (read := self.root(source)) not in self.placement.integer_made:
             source = f"{source}::dq" if read in self.placement.quantized else source
         if node.op_type == "HardSigmoid" and not reads_integers:
@@ -235,7 +239,7 @@ class _Builder:
         elif reads_integers:
             self._node("LeakyRelu", [source], f"{root}::raw", alpha=slope(self.graph, node))
             self._pair(root, f"{root}::raw", root)
-        elif signed:
+        elif spec.signed:
             # Unsigned, the runtime absorbs the float activation into the pair; signed it does not, and would run the
             # layer in float for it. With symmetric integers zero is zero, and a LeakyRelu has a kernel.
             raw = f"{root}::raw"
@@ -258,7 +262,7 @@ class _Builder:
         spec = self.placement.quantized[root]
         scale, zero_point = self._affine(root, spec)
         self.stored.array(f"{root}::s", np.asarray(scale, np.float32))
-        self.stored.array(f"{root}::z", np.asarray(zero_point, np.int8 if spec.signed else np.uint8))
+        self.stored.array(f"{root}::z", np.asarray(zero_point, spec.dtype))
         self._node("QuantizeLinear", [source, f"{root}::s", f"{root}::z"], target)
 
     def _affine(self, root: str, spec: ActivationSpec) -> Affine:
@@ -327,6 +331,11 @@ class _Builder:
         if layer.node in self.biased:
             scales = rescalable(np.atleast_1d(weight.scale), input_scale, written_at(gate)[0], UNIT[0])
             weight = dataclasses.replace(weight, scale=scales.reshape(weight.scale.shape))
+        if scheme.activation.bits == 16 and bias is not None:
+            # Beside steps this fine 32 bits are too few for integers, and float16 too coarse.
+            self.stored.array(name := f"{layer.bias or layer.weight}::{layer.node}::f32", bias.astype(np.float32))
+            _set_input(node, 2, name)
+            bias = None
         node.input[layer.weight_index], bias_name = self.stored.integer(layer, scheme.weight, weight, bias, input_scale)
         if bias_name is not None:
             _set_input(node, 2, bias_name)
@@ -394,7 +403,7 @@ class _Builder:
                 source = name
             scale, zero_point = self._affine(name, activation)
             self.stored.array(f"{name}::s", np.asarray(scale, np.float32))
-            self.stored.array(f"{name}::z", np.asarray(zero_point, np.int8 if activation.signed else np.uint8))
+            self.stored.array(f"{name}::z", np.asarray(zero_point, activation.dtype))
             self._node("QuantizeLinear", [source, f"{name}::s", f"{name}::z"], f"{name}::q")
             self._dequantize(name, name, f"{name}::dq")
         return f"{name}::dq"

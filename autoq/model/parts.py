@@ -9,6 +9,7 @@ time; inputs that are smoothed; a copy that keeps the runtime from fusing. They 
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,6 +21,9 @@ from autoq.model.graph import Graph
 from autoq.model.operators import is_carry
 from autoq.model.placement import Placer
 from autoq.model.smoothing import absorbing, smoothed_name
+
+_CLASSES = {"uint8": "int8", "int8": "int8-s8", "int16": "int16"}
+_SIGNS = {"uint8": "u8", "int8": "s8", "int16": "s16"}
 
 FLOAT = "float32"
 """The class of a layer that runs as float32 does; it is no part, for everything is told against float32."""
@@ -58,10 +62,10 @@ def latency_class(layer: Layer, scheme: Scheme, *, packed: bool = False) -> str:
         return FLOAT
     if activation.dynamic:
         return "int8@dynamic"
-    signed = "int8-s8" if activation.signed else "int8"
+    integers = _CLASSES[activation.dtype]
     if packed:
-        return f"{signed}-w{weight.bits}" + ("-kmeans" if weight.rounding == "kmeans" else "")
-    return signed
+        return f"{integers}-w{weight.bits}" + ("-kmeans" if weight.rounding == "kmeans" else "")
+    return integers
 
 
 @dataclass(slots=True)
@@ -102,9 +106,13 @@ class Parts:
         def add(kind: str, name: str, form: str, like: str) -> None:
             found[Part(kind, name, form, f"{kind} {form} {like}")] = None
 
+        wide = {root for root, spec in placement.quantized.items() if spec.bits == 16}
         for layer in self.layers:
             scheme = schemes[layer.name]
-            if (form := latency_class(layer, scheme, packed=self.packed)) != FLOAT:
+            form = latency_class(layer, scheme, packed=self.packed)
+            if scheme.calibrated is not None and self._touches(layer.node, wide):
+                form = form.replace("int8", "int16")  # 16 bits on one side, and the kernel has them throughout
+            if form != FLOAT:
                 add("layer", layer.name, form, self._like[layer.name])
             if scheme.activation is not None and scheme.activation.dynamic:
                 add("range", layer.input, "", self._shape(layer.input))
@@ -121,7 +129,7 @@ class Parts:
                 absorbed = absorbing(self.graph, layer.input, readers) is not None
                 add("quantize", name, "absorbed" if absorbed else "smoothed", self._shape(layer.input))
         for root, spec in placement.quantized.items():
-            sign = "s8" if spec.signed else "u8"
+            sign = _SIGNS[spec.dtype]
             if root not in made:
                 add("quantize", root, sign, self._shape(root))
             elif any(reader not in placement.integer_nodes for reader in self._float_reads.get(root, ())):
@@ -129,12 +137,17 @@ class Parts:
             for name in self._carries.get(root, ()):
                 add("carry", name, sign, self._operator(name))
         for name in placement.integer_nodes - nodes:
-            add("operator", name, "", self._operator(name))
+            add("operator", name, "s16" if self._touches(name, wide) else "", self._operator(name))
         copies = barriers(self.graph, self.layers, self.placer, placement, schemes)
         for kind, names in (("before", copies.before), ("after", copies.after), ("sum", copies.sums)):
             for name in names:
                 add("barrier", name, kind, self._operator(name))
         return tuple(sorted(found))
+
+    def _touches(self, name: str, roots: Set[str]) -> bool:
+        """Whether a node that runs on integers reads or writes one of ``roots``."""
+        node = self.graph.nodes[name]
+        return any(root in roots for root in (self.placer.stored(node), *map(self.placer.root, node.input)))
 
     def _shape(self, tensor: str) -> str:
         return "x".join("?" if size is None else str(size) for size in self.graph.shapes.get(tensor, ()))

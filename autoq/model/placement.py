@@ -2,12 +2,14 @@
 
 The rules, in the order in which they apply:
 
-1. The tensor that a layer with 8-bit activations reads is quantized, at its *root*: the tensor before all the carry
+1. The tensor that a layer with integer activations reads is quantized, at its *root*: the tensor before all the carry
    operators (Reshape, Slice, Pad, …) on the way, which then run on integers. Activations whose range is found at run
    time are none of these: to their neighbours, such a layer is one that reads and writes floats.
-2. A Conv with 8-bit activations has its output quantized (after a Relu or Clip that the quantization absorbs), since
+2. A Conv with integer activations has its output quantized (after a Relu or Clip that the quantization absorbs), since
    the runtime's integer convolution writes integers. MatMul and Gemm have kernels that write floats; where they
    have none (``integer_products``), theirs is, too.
+   What a layer reads has the bits that its scheme says, and what it writes those of the layer that reads that, else its
+   own; a kernel with 16 bits on either side computes in 16.
 3. An integer operator (Add, Mul, Concat, pools) whose output is quantized and whose inputs come from integers has its
    inputs quantized too, so that it runs on integers, and so on up the graph. An Add, Mul or Concat may have inputs from
    float as well, if they are at most half of the rest: a gate, part of a Concat, one of two.
@@ -41,11 +43,13 @@ class Placement:
 
     ``integer_made`` are the roots that an integer kernel writes: their float form exists only behind the pair, so every
     reader takes that. ``integer_nodes`` are the names of the nodes (layers and operators) that run on integers.
+    ``signed``: bytes are signed and symmetric in this file (:meth:`Placer.stored`).
     """
 
     quantized: dict[str, ActivationSpec]
     integer_made: frozenset[str]
     integer_nodes: frozenset[str]
+    signed: bool = False
 
 
 @dataclass(slots=True)
@@ -83,7 +87,7 @@ class Placer:
         """``policy`` with equal schemes where the graph forces them to be equal.
 
         Layers that share a weight share how it is stored; layers that read one tensor share its calibration, if they do
-        not find its range at run time; a file has one type of calibrated activations. The earlier layer decides. A
+        not find its range at run time; of 8-bit activations a file has one type. The earlier layer decides. A
         tensor that is smoothed for some layers is another one to them.
         """
         schemes: dict[str, Scheme] = {}
@@ -91,9 +95,10 @@ class Placer:
         signed: bool | None = None
         for layer in self.layers:
             scheme = schemes[layer.tied_to] if layer.tied_to else policy[layer.name]
-            if scheme.calibrated is not None:
-                signed = scheme.calibrated.signed if signed is None else signed
-                wanted = dataclasses.replace(scheme.calibrated, signed=signed)
+            if (wanted := scheme.calibrated) is not None:
+                if wanted.bits == 8:
+                    signed = wanted.signed if signed is None else signed
+                    wanted = dataclasses.replace(wanted, signed=signed)
                 activation = inputs.setdefault(self.read(layer, wanted), wanted)
                 scheme = dataclasses.replace(scheme, activation=activation)
             schemes[layer.name] = scheme
@@ -108,7 +113,7 @@ class Placer:
     def place(self, policy: Mapping[str, Scheme]) -> Placement:
         """The placement for a canonical policy."""
         active = [layer for layer in self.layers if policy[layer.name].calibrated is not None]
-        signed = any(_activation(policy, layer).signed for layer in active)
+        signed = any(_activation(policy, layer).dtype == "int8" for layer in active)
         specs: dict[str, ActivationSpec] = {}
         for layer in active:
             if _activation(policy, layer).smoothing is None:  # what is smoothed is quantized where the layer stands
@@ -119,10 +124,16 @@ class Placer:
                 specs.setdefault(stored, _activation(policy, layer))
         layers = [self.graph.nodes[layer.node] for layer in active]
         kernels = [*layers, *self._pull_in_operators(specs, layers, signed=signed)]
+        made = specs.keys() & {self.stored(node, signed=signed) for node in kernels}
+        for name in made:
+            if specs[name].bits == 16 and self.graph.producer[name].op_type == "HardSigmoid":
+                # Its form is a saturation of bytes (autoq.model.activations), which is as fine as its two ends need.
+                specs[name] = dataclasses.replace(specs[name], bits=8, signed=False)
         return Placement(
             quantized={name: specs[name] for name in self._tensors if name in specs},
-            integer_made=frozenset(specs.keys() & {self.stored(node, signed=signed) for node in kernels}),
+            integer_made=frozenset(made),
             integer_nodes=frozenset(node.name for node in kernels),
+            signed=signed,
         )
 
     def tensors_to_calibrate(self) -> tuple[str, ...]:

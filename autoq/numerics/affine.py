@@ -19,8 +19,8 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.integer[Any]]
 
-ActivationDtype = Literal["uint8", "int8"]
-LEVELS: dict[ActivationDtype, tuple[int, int]] = {"uint8": (0, 255), "int8": (-128, 127)}
+ActivationDtype = Literal["uint8", "int8", "int16"]
+LEVELS: dict[ActivationDtype, tuple[int, int]] = {"uint8": (0, 255), "int8": (-128, 127), "int16": (-32768, 32767)}
 """Smallest and largest integer of each type."""
 
 MIN_SCALE = np.finfo(np.float32).tiny
@@ -51,10 +51,9 @@ class Affine:
             raise ValueError(f"zero point {self.zero_point!r} does not fit scale {self.scale!r} and {self.dtype}")
 
     @classmethod
-    def of_range(cls, low: float, high: float, *, signed: bool) -> Affine:
+    def of_range(cls, low: float, high: float, dtype: ActivationDtype) -> Affine:
         """The pair that :func:`activation_affine` gives for the range ``[low, high]``."""
-        scale, zero_point = activation_affine(low, high, signed=signed)
-        dtype: ActivationDtype = "int8" if signed else "uint8"
+        scale, zero_point = activation_affine(low, high, dtype)
         return cls(scale=np.asarray(scale), zero_point=np.asarray(zero_point, dtype), dtype=dtype)
 
     def quantize(self, x: FloatArray) -> IntArray:
@@ -77,21 +76,21 @@ def half(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return short if (np.abs(short - values) <= np.abs(values) / 512).all() else values
 
 
-def activation_affine(low: float, high: float, *, signed: bool) -> tuple[np.float32, int]:
-    """Scale (float32, normal, positive) and zero point of an 8-bit activation with values in ``[low, high]``.
+def activation_affine(low: float, high: float, dtype: ActivationDtype) -> tuple[np.float32, int]:
+    """Scale (float32, normal, positive) and zero point of an activation with values in ``[low, high]``.
 
-    Unsigned: asymmetric uint8. The range is widened to include 0, so that zero (of padding, of Relu) is exact;
+    uint8: asymmetric. The range is widened to include 0, so that zero (of padding, of Relu) is exact;
     scale = (high - low) / 255, zero point = round(-low / scale) (Jacob et al. 2018, section 2.1). When
-    ``low >= 0`` the zero point is exactly 0, and a Relu before it is redundant. Signed: symmetric int8, zero
-    point 0, scale = max(|low|, |high|) / 127. A range of zero width gives scale 1/255 or 1/127.
+    ``low >= 0`` the zero point is exactly 0, and a Relu before it is redundant. int8 and int16: symmetric, zero
+    point 0, scale = max(|low|, |high|) / 127 or 32767. A range of zero width counts as one of width 1.
     Raises ``ValueError`` on a range that is empty or not finite.
     """
     if not (np.isfinite(low) and np.isfinite(high) and low <= high):
         raise ValueError(f"[{low}, {high}] is no range of finite values")
     low, high = min(float(low), 0.0), max(float(high), 0.0)
-    if signed:
+    if dtype != "uint8":
         peak = max(-low, high)
-        return _normal_scale((peak or 1.0) / 127), 0
+        return _normal_scale((peak or 1.0) / LEVELS[dtype][1]), 0
     scale = _normal_scale(((high - low) or 1.0) / 255)
     return scale, min(round(-low / float(scale)), 255)
 

@@ -211,6 +211,9 @@ def _problem(scheme: Scheme, executed: Executed, *, kernels_for_blocks: bool = T
 
     Without ``kernels_for_blocks``, the runtime reads blocks in its other kernels, or folds them.
     """
+    if scheme.activation_bits == 16 and scheme.activation is not None:
+        wide = executed.precision in ("float32", "int16")  # ONNX Runtime computes in float between 16-bit roundings
+        return "" if wide else f"asked for 16-bit activations, runs in {executed.kernel or 'no kernel that was found'}"
     if scheme.activation is not None and executed.precision != "int8":
         return f"asked for 8-bit activations, runs in {executed.kernel or 'no kernel that could be found'}"
     if scheme.floats is not None and executed.precision != scheme.floats:

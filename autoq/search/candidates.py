@@ -102,9 +102,10 @@ def activation_specs(found: Sequence[Candidates]) -> list[ActivationSpec]:
     """Every calibrated activation scheme in use, as canonical policies may name it on any tensor."""
     listed = {scheme.calibrated for entry in found for scheme in entry.schemes if scheme.calibrated is not None}
     specs = {dataclasses.replace(spec, smoothing=None) for spec in listed}
-    signs = {spec.signed for spec in specs}
-    mixed = {dataclasses.replace(spec, signed=signed) for spec in specs for signed in signs}
-    return sorted(mixed, key=lambda spec: (spec.signed, str(spec.calibration)))
+    signs = {spec.signed for spec in specs if spec.bits == 8}
+    mixed = {dataclasses.replace(spec, signed=signed) for spec in specs if spec.bits == 8 for signed in signs}
+    wide = {spec for spec in specs if spec.bits == 16}
+    return sorted(mixed | wide, key=lambda spec: (spec.bits, spec.signed, str(spec.calibration)))
 
 
 def smoothing_strengths(found: Sequence[Candidates]) -> list[float]:
@@ -226,6 +227,8 @@ def _model_problem(graph: Graph, layer: Layer, scheme: Scheme, opset: int) -> st
         return _block_problem(layer, scheme.weight)
     if scheme.weight is not None and scheme.weight.rounding == "pq":
         return _product_problem(layer, scheme.weight)
+    if scheme.activation is not None and scheme.activation.bits == 16 and opset < TARGET_OPSET:
+        return f"the model stayed at opset {opset}; 16-bit activations need {TARGET_OPSET}"
     if scheme.weight is not None and scheme.weight.stored_bits < 8 and opset < TARGET_OPSET:
         return f"the model stayed at opset {opset}; {scheme.weight.bits}-bit weights need {TARGET_OPSET}"
     if scheme.weight is not None and scheme.weight.bits == 16:

@@ -24,7 +24,7 @@ from autoq.core.form import FORM_NAMES
 from autoq.core.identity import content_id, sha256_hex
 from autoq.core.policy import Policy
 from autoq.core.result import Latency
-from autoq.core.scheme import FLOAT32, ActivationSpec, Calibration, Scheme, WeightSpec
+from autoq.core.scheme import FLOAT32, Calibration, Scheme, WeightSpec
 from autoq.errors import TrialError
 from autoq.model.bank import Bank
 from autoq.model.calibrate import affine_table, calibrate
@@ -132,7 +132,7 @@ def throughout(found: Sequence[Candidates]) -> Policy:
     for entry in found:
         active = [scheme for scheme in entry.schemes if scheme.activation is not None and scheme.weight is not None]
         # Ranges that are known beforehand come first: where both are offered, they run the faster.
-        active.sort(key=lambda s: (s.activation is not None and s.activation.dynamic, -s.weight_bits))
+        active.sort(key=lambda s: (s.calibrated is None, s.activation_bits, -s.weight_bits))
         only = entry.schemes[0] if len(entry.schemes) == 1 else FLOAT32
         schemes[entry.layer.name] = _plain(active[0]) if active else only
     return Policy.of(schemes)
@@ -143,7 +143,7 @@ def _plain(scheme: Scheme) -> Scheme:
     assert scheme.weight is not None and scheme.activation is not None
     activation = scheme.activation
     if not activation.dynamic:
-        activation = ActivationSpec(calibration=Calibration(method="minmax"), signed=activation.signed)
+        activation = replace(activation, calibration=Calibration(method="minmax"), smoothing=None)
     return Scheme(weight=WeightSpec(bits=scheme.weight.bits), activation=activation)
 
 

@@ -69,6 +69,7 @@ def _by_class(layer: Layer, schemes: Sequence[Scheme], packed: bool) -> dict[str
 
 def _stand_in(wanted: str, classes: dict[str, list[Scheme]]) -> str:
     """The class of a layer that cannot have the ``wanted`` one: integers for integers, else as float32."""
-    if wanted.startswith("int8"):
-        return next((name for name in classes if name.startswith("int8")), next(iter(classes)))
+    if wanted.startswith("int"):
+        alike = [name for name in classes if name.startswith("int")]
+        return next((name for name in alike if name.startswith(wanted.partition("-")[0])), (alike or [*classes])[0])
     return FLOAT if FLOAT in classes else next(iter(classes))

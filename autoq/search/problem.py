@@ -70,6 +70,7 @@ class Problem:
             for scheme in listed
             if scheme.calibrated is not None
             for activation in activations
+            if activation.bits == 8 or scheme.calibrated.smoothing is None
         ]
         return list(dict.fromkeys([FLOAT32, *listed, *mixed]))
 
@@ -198,9 +199,8 @@ def nearest_of(wanted: Scheme, schemes: Sequence[Scheme]) -> Scheme:
     if wanted in schemes:
         return wanted
 
-    def distance(scheme: Scheme) -> tuple[bool, int, bool]:
-        both = scheme.activation is not None, wanted.activation is not None
-        bits = abs(scheme.weight_bits - wanted.weight_bits)
-        return both[0] != both[1], bits, scheme.activation != wanted.activation
+    def distance(scheme: Scheme) -> tuple[int, int, bool]:
+        activations = abs(scheme.activation_bits - wanted.activation_bits)
+        return activations, abs(scheme.weight_bits - wanted.weight_bits), scheme.activation != wanted.activation
 
     return min(schemes, key=distance)

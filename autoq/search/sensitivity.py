@@ -99,11 +99,15 @@ def probes(candidates: Sequence[Candidates], canonical: Callable[[Policy], Polic
     own = [entry for entry in candidates if entry.layer.tied_to is None]
     subjects = [(entry, scheme, subject) for entry in own for scheme, subject in _subjects(entry.schemes)]
     if len(subjects) > MOST_PROBES:
-        first: dict[str, ActivationSpec | None] = {}
+        first: dict[tuple[str, int], ActivationSpec] = {}
         for entry, _, subject in subjects:
             if subject.activation is not None:
-                first.setdefault(entry.layer.name, subject.activation)
-        subjects = [each for each in subjects if each[2].activation in (None, first.get(each[0].layer.name))]
+                first.setdefault((entry.layer.name, subject.activation.bits), subject.activation)
+        subjects = [
+            (entry, scheme, subject)
+            for entry, scheme, subject in subjects
+            if subject.activation is None or first[entry.layer.name, subject.activation.bits] == subject.activation
+        ]
     names = [entry.layer.name for entry in candidates]
     found = []
     for entry, scheme, subject in subjects:
@@ -229,22 +233,23 @@ def sensitivity(
 ) -> Sensitivity:
     """The table of what was measured; ``None`` is a probe that failed.
 
-    An activation scheme that was not probed itself takes the figure of the layer's first.
+    An activation scheme that was not probed itself takes the figure of the layer's first of as many bits.
     """
     weights: dict[tuple[str, WeightSpec], float] = {}
     activations: dict[tuple[str, ActivationSpec], float] = {}
-    first: dict[str, float] = {}
+    first: dict[tuple[str, int], float] = {}
     for probe, noise in zip(found, noises, strict=True):
         value = float("inf") if noise is None else noise
         if probe.weight is not None:
             weights[probe.layer, probe.weight] = value
         if probe.activation is not None:
             activations[probe.layer, probe.activation] = value
-            first.setdefault(probe.layer, value)
+            first.setdefault((probe.layer, probe.activation.bits), value)
     for entry in candidates:
         for scheme in entry.schemes:
             if scheme.activation is not None and entry.layer.tied_to is None:
-                activations.setdefault((entry.layer.name, scheme.activation), first[entry.layer.name])
+                figure = first[entry.layer.name, scheme.activation.bits]
+                activations.setdefault((entry.layer.name, scheme.activation), figure)
     return Sensitivity(weights=weights, activations=activations)
 
 

@@ -393,6 +393,8 @@ def _instead_problems(instead: Mapping[str, str]) -> list[str]:
         elif not options[family] <= options[other]:
             example = min(options[family] - options[other], key=len)
             problems.append(f"instead.{family}: {other} cannot stand in for it, since {other}{example} is no scheme")
+        elif family.partition("a")[2] != other.partition("a")[2]:
+            problems.append(f"instead.{family}: {other} has other activations; only the bits of weights change")
     return problems
 
 
@@ -485,10 +487,13 @@ def _cost_names(scheme: Scheme) -> list[str]:
 @cache
 def _priced_as(family: str) -> tuple[str, ...]:
     """The family, and those whose cost it has without one of its own, the first first: what no ONNX type holds takes as
-    long as the next wider weights to kernels that read bytes, and at most as long where weights are packed."""
-    if family[:1] != "w" or int(family[1]) not in IN_BYTES:
+    long as the next wider weights to kernels that read bytes, and at most as long where weights are packed. For 16-bit
+    activations the cost of 8 is a guess, on the right side of float32."""
+    if family[:1] != "w":
         return (family,)
-    return (family, *(f"w{bits}{family[2:]}" for bits in reversed(WEIGHT_BITS) if bits > int(family[1])))
+    wider = [bits for bits in reversed(WEIGHT_BITS) if bits > int(family[1])] if int(family[1]) in IN_BYTES else []
+    found = (family, *(f"w{bits}{family[2:]}" for bits in wider))
+    return (*found, *(name.replace("a16", "a8") for name in found if "a16" in name))
 
 
 def _unpriced(profile: Profile) -> list[str]:

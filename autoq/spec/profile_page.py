@@ -169,15 +169,18 @@ def _weight_words(weights: list[WeightSpec]) -> str:
     return words + ("; zero points with blocks, else symmetric" if asymmetric else "; symmetric, zero points 0")
 
 
+_SIGNS = {
+    "uint8": "unsigned with a zero point",
+    "int8": "signed and symmetric (-s8)",
+    "int16": "signed and symmetric",
+}
+
+
 def _activation_words(schemes: list[Scheme]) -> str:
     specs = [scheme.activation for scheme in schemes if scheme.activation is not None]
     if not specs:
         return "float32"
-    signs = [
-        text
-        for signed, text in ((False, "unsigned with a zero point"), (True, "signed and symmetric (-s8)"))
-        if any(spec.signed == signed for spec in specs)
-    ]
+    signs = [text for dtype, text in _SIGNS.items() if any(spec.dtype == dtype for spec in specs)]
     ranges = [
         text
         for dynamic, text in ((False, "calibrated"), (True, "found at run time"))

@@ -8,7 +8,16 @@ from fnmatch import fnmatchcase
 from functools import cache
 from itertools import islice, product
 
-from autoq.core.scheme import BLOCKS, BY_BLOCK, CALIBRATION_METHODS, FLOATS, IN_BYTES, WEIGHT_BITS, Scheme
+from autoq.core.scheme import (
+    BLOCKS,
+    BY_BLOCK,
+    CALIBRATION_METHODS,
+    FLOATS,
+    IN_BYTES,
+    WEIGHT_BITS,
+    WIDE_METHODS,
+    Scheme,
+)
 from autoq.errors import JobError
 from autoq.spec.checking import show
 
@@ -185,3 +194,5 @@ def _every_text() -> Iterator[str]:
             yield f"w{bits}a8{options}{corrected}{smooth}@{calibration}"
             if calibration != "dynamic":
                 yield f"w{bits}a8-s8{options}{corrected}{smooth}@{calibration}"
+            if not smooth and calibration.startswith(WIDE_METHODS):
+                yield f"w{bits}a16{options}{corrected}@{calibration}"

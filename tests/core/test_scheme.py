@@ -20,7 +20,7 @@ def test_options_are_read_and_written_in_one_order() -> None:
 
 
 KEPT = ["w4-b32-asym-gptq", "w8-b128", "w2-pq", "w7a8@minmax", "w8a8@dynamic", "w8-brecq-bc"]
-KEPT += ["w6a8-tensor@mse", "w5a8-gptq-bc@minmax", "w3a8-brecq@mse"]
+KEPT += ["w6a8-tensor@mse", "w5a8-gptq-bc@minmax", "w3a8-brecq@mse", "w8a16@minmax", "w4a16-gptq-bc@percentile99.9"]
 
 
 @pytest.mark.parametrize("text", KEPT)
@@ -50,6 +50,13 @@ def test_texts_survive(text: str) -> None:
         ("w8a8-s8@dynamic", "dynamic activations are unsigned"),
         ("w8a8", "does not say how activations are calibrated"),
         ("w4-gptq-b32", "is no scheme"),
+        ("w8a16", "does not say how activations are calibrated"),
+        ("w8a16@mse", "steps to spare"),
+        ("w8a16@dynamic", "steps to spare"),
+        ("w8a16-smooth0.5@minmax", "no smoothing"),
+        ("w8a16-s8@minmax", "those of 16 bits are always signed"),
+        ("w4a16-b32@minmax", "are weight-only"),
+        ("w8a4@minmax", "is no scheme"),
     ],
 )
 def test_what_does_not_go_together_is_refused(text: str, said: str) -> None:

@@ -126,3 +126,21 @@ def test_schemes_of_one_class_run_the_same_kernels(op: str) -> None:
         first, *others = by_scheme.values()
         assert all(other == first for other in others), (name, by_scheme)
     assert len(ran) > 1 and FLOAT in ran
+
+
+def test_16_bits_on_one_side_of_a_kernel_are_its_form() -> None:
+    net = Net()
+    y = net.add("Relu", net.conv(net.input("rows", 4, 8, 8), 4, 4))
+    y = net.add("MaxPool", net.add("Add", y, net.conv(y, 4, 4)), kernel_shape=[2, 2])
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 4, 8, 8)).astype(np.float32)}
+    subject = lowered(net.model(net.conv(y, 4, 4)), ["w8a8@minmax", "w8a16@minmax"], feeds)
+    names = [layer.name for layer in subject.layers]
+    schemes = dict(zip(names, ("w8a8@minmax", "w8a8@minmax", "w8a16@minmax"), strict=True))
+    forms = {part.name: part.form for part in parts(subject, **schemes) if part.kind in ("layer", "operator")}
+    # The Add writes what the last layer reads; the layer before it writes its own bits, as no layer reads them.
+    (add,) = forms.keys() - set(names)
+    assert forms[add] == "s16"
+    assert [forms[name] for name in names] == ["int8", "int8", "int16"]
+    eight = dict.fromkeys(names, "w8a8@minmax")
+    forms = {part.name: part.form for part in parts(subject, **eight) if part.kind in ("layer", "operator")}
+    assert {*forms.values()} == {"int8", ""}

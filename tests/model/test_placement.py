@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from autoq.core.policy import Policy
 from autoq.core.scheme import FLOAT32, Scheme
@@ -488,6 +488,42 @@ def test_canonical() -> None:
     # The tied layer follows; both read x, which has one calibration; one file has one sign.
     assert [str(scheme) for scheme in policy.values()] == ["w4a8@mse", "w4a8@mse", "w8a8@entropy"]
     assert placer.canonical(policy) == policy
+
+
+def _two_convolutions(between: str) -> Lowered:
+    net = Net()
+    first = net.add(between, net.conv(net.input("rows", 4, 8, 8), 4, 4))
+    y = net.conv(net.add("MaxPool", first, kernel_shape=[2, 2]), 4, 4)
+    return lowered(net.model(y), ["w8a8@minmax", "w8a8-s8@minmax", "w8a16@minmax"], _feeds(x=(5, 4, 8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("given", "types"),
+    [
+        (("w8a16@minmax", "w8a16@minmax"), ["int16", "int16", "int16"]),
+        (("w8a16@minmax", "w8a8@minmax"), ["int16", "uint8", "uint8"]),
+        (("w8a8@minmax", "w8a16@minmax"), ["uint8", "int16", "int16"]),
+        # The sign of a file is that of its bytes.
+        (("w8a16@minmax", "w8a8-s8@minmax"), ["int16", "int8", "int8"]),
+    ],
+)
+def test_a_layer_reads_its_own_width_and_writes_its_readers(given: tuple[str, str], types: list[str]) -> None:
+    subject = _two_convolutions("Relu")
+    names = [layer.name for layer in subject.layers]
+    policy = subject.canonical(dict(zip(names, map(Scheme.parse, given), strict=True)))
+    assert tuple(map(str, policy.values())) == given
+    placement = subject.lowering.placer.place(policy)
+    assert [spec.dtype for spec in placement.quantized.values()] == types
+    model = check(subject.build(policy))
+    zeros = [node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    kinds = {tensor.name: numpy_helper.to_array(tensor).dtype.name for tensor in model.graph.initializer}
+    assert {kinds[name] for name in zeros} == set(types)
+
+
+def test_a_hard_sigmoid_is_coded_in_bytes() -> None:
+    subject = _two_convolutions("HardSigmoid")
+    placement = subject.lowering.placer.place(subject.policy("w8a16@minmax"))
+    assert [spec.dtype for spec in placement.quantized.values()] == ["int16", "uint8", "int16"]
 
 
 def test_many_additions_are_placed_at_once() -> None:

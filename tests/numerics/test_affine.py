@@ -82,44 +82,47 @@ def test_division_is_no_multiplication_by_the_reciprocal():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "signed", "scale", "zero_point"),
+    ("low", "high", "dtype", "scale", "zero_point"),
     [
-        (-1.0, 3.0, False, 4 / 255, 64),  # 1 / (4/255) = 63.75
-        (-1.0, 1.0, False, 2 / 255, 127),  # 127.5, but float32 rounds the scale up
-        (0.0, 6.0, False, 6 / 255, 0),
-        (2.0, 6.0, False, 6 / 255, 0),  # widened to zero
-        (-6.0, -2.0, False, 6 / 255, 255),
-        (0.0, 0.0, False, 1 / 255, 0),
-        (-1.0, 3.0, True, 3 / 127, 0),
-        (-5.0, 3.0, True, 5 / 127, 0),
-        (0.0, 0.0, True, 1 / 127, 0),
-        (0.0, 1e-45, False, MIN_SCALE, 0),
-        (-1e-40, 1e-40, True, MIN_SCALE, 0),
+        (-1.0, 3.0, "uint8", 4 / 255, 64),  # 1 / (4/255) = 63.75
+        (-1.0, 1.0, "uint8", 2 / 255, 127),  # 127.5, but float32 rounds the scale up
+        (0.0, 6.0, "uint8", 6 / 255, 0),
+        (2.0, 6.0, "uint8", 6 / 255, 0),  # widened to zero
+        (-6.0, -2.0, "uint8", 6 / 255, 255),
+        (0.0, 0.0, "uint8", 1 / 255, 0),
+        (-1.0, 3.0, "int8", 3 / 127, 0),
+        (-5.0, 3.0, "int8", 5 / 127, 0),
+        (0.0, 0.0, "int8", 1 / 127, 0),
+        (-1.0, 3.0, "int16", 3 / 32767, 0),
+        (-5.0, 3.0, "int16", 5 / 32767, 0),
+        (0.0, 0.0, "int16", 1 / 32767, 0),
+        (0.0, 1e-45, "uint8", MIN_SCALE, 0),
+        (-1e-40, 1e-40, "int8", MIN_SCALE, 0),
     ],
 )
-def test_activation_affine_by_hand(low, high, signed, scale, zero_point):
-    got_scale, got_zero_point = activation_affine(low, high, signed=signed)
+def test_activation_affine_by_hand(low, high, dtype, scale, zero_point):
+    got_scale, got_zero_point = activation_affine(low, high, dtype)
     assert (got_scale, got_zero_point) == (np.float32(scale), zero_point)
     assert isinstance(got_scale, np.float32) and isinstance(got_zero_point, int)
 
 
 @settings(deadline=None)
-@given(a=FINITE, b=FINITE, signed=st.booleans(), share=st.floats(0, 1))
-def test_a_value_in_range_comes_back_within_half_a_step(a, b, signed, share):
+@given(a=FINITE, b=FINITE, dtype=st.sampled_from(["uint8", "int8", "int16"]), share=st.floats(0, 1))
+def test_a_value_in_range_comes_back_within_half_a_step(a, b, dtype, share):
     low, high = min(a, b), max(a, b)
-    affine = Affine.of_range(low, high, signed=signed)
+    affine = Affine.of_range(low, high, dtype)
     assert affine.scale >= MIN_SCALE
     assert affine.dequantize(affine.quantize(np.zeros(1, np.float32)))[0] == 0.0
     x = np.float32(low + share * (high - low))
     # The rounded zero point may move either end of the range by half a step.
-    bound = (0.5 if signed else 1.0) * float(affine.scale)
-    assert abs(float(affine.dequantize(affine.quantize(x))) - float(x)) <= bound * (1 + 1e-4)
+    bound = (1.0 if dtype == "uint8" else 0.5) * float(affine.scale)
+    assert abs(float(affine.dequantize(affine.quantize(x))) - float(x)) <= bound * (1 + 1e-4) + 2**-22 * abs(x)
 
 
 @pytest.mark.parametrize(("low", "high"), [(1.0, 0.0), (np.nan, 1.0), (0.0, np.inf)])
 def test_a_bad_range_is_refused(low, high):
     with pytest.raises(ValueError, match="no range"):
-        activation_affine(low, high, signed=False)
+        activation_affine(low, high, "uint8")
 
 
 def test_nan_is_refused():

@@ -48,10 +48,11 @@ def test_what_a_rounded_zero_point_costs() -> None:
 )
 def test_as_quantize_and_dequantize_have_it(seed: int, signed: bool, offset: float, share: float) -> None:
     values = np.random.default_rng(seed).standard_normal(300) + offset
+    dtype = "int8" if signed else "uint8"
     scale, zero = (
-        activation_affine(values.min() * share, values.max() * share, signed=signed)
+        activation_affine(values.min() * share, values.max() * share, dtype)
         if (values.min() * share <= values.max() * share)
-        else activation_affine(-1.0, 1.0, signed=signed)
+        else activation_affine(-1.0, 1.0, dtype)
     )
     low, high = (-128, 127) if signed else (0, 255)
     found = range_health(values, float(scale), zero, low, high)

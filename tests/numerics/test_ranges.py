@@ -27,7 +27,7 @@ DATA = {
 
 
 def true_error(x: np.ndarray, low: float, high: float, signed: bool) -> float:
-    affine = Affine.of_range(low, high, signed=signed)
+    affine = Affine.of_range(low, high, "int8" if signed else "uint8")
     return float(np.mean((affine.dequantize(affine.quantize(x)).astype(np.float64) - x) ** 2))
 
 

@@ -114,10 +114,12 @@ def test_every_profile_that_comes_with_autoq_loads_and_is_whole(tmp_path: Path) 
 def test_the_x86_profile_states_what_was_measured(tmp_path: Path) -> None:
     profile = load_profile("cpu-x86-onnxruntime", tmp_path)
     for each in all_schemes():
-        # 7 bits are for CPUs without VNNI, 6, 5 and 3 for what packs weights, products of short floats for GPUs.
+        # 7 bits are for CPUs without VNNI, 6, 5 and 3 for what packs weights, products of short floats for GPUs,
+        # 16-bit activations for NPUs.
         elsewhere = each.floats is not None or (each.weight is not None and each.weight.bits in IN_BYTES)
+        elsewhere = elsewhere or (each.activation is not None and each.activation.bits == 16)
         assert (profile.legal("Conv", each) is None) == (not elsewhere)
-        if each.floats is not None:
+        if each.floats is not None or each.activation_bits == 16:
             continue
         reason = profile.legal("ConvTranspose", each)
         assert (reason is None) == (each.activation is None)
@@ -214,6 +216,7 @@ def test_without_vnni_weights_have_seven_bits(tmp_path: Path) -> None:
         ({"instead": {"w8a8": "w8"}}, "instead.w8a8: w8 cannot stand in for it, since w8@.* is no scheme"),
         ({"instead": {"w4": "w8"}}, "instead.w4: w8 cannot stand in for it, since w8-.* is no scheme"),
         ({"instead": {"w8a8": 7}}, "instead.w8a8: must be text"),
+        ({"instead": {"w8a16": "w7a8"}}, "instead.w8a16: w7a8 has other activations"),
     ],
 )
 def test_wrong_profiles(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
