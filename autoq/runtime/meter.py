@@ -187,17 +187,19 @@ class Meter(Gauge):
             every.append(Rounds(**reply["rounds"]))
             load_ms.append(tuple(reply["load_ms"]))
             self._lately.append(every[-1].quietest_ms[0])
-            # Both models' best is of this measurement: with an older one for float32 alone, sittings that favour it
-            # would be chosen.
             best_ms = [min(each.quietest_ms[i] for each in every) for i in range(len(models))]
+            best_ms[0] = min(self._lately)  # so that a measurement disturbed from end to end is seen to be
             calm = [each for each in every if not each.disturbed(plan, best_ms)]
-            spent_s, lost = time.monotonic() - start, len(every) - len(calm)
-            # Where most are disturbed, waiting for calm ones would take for ever: others count then, and it is marked.
-            patience = max(min(2 * plan.min_sittings, plan.max_sittings), len(calm))
+            spent_s = time.monotonic() - start
             kept = calm
-            if len(calm) < plan.min_sittings and (lost > patience or spent_s >= plan.limit_s * len(candidates)):
-                kept = [each for each in every if not each.slowed(plan, best_ms)]
-                kept = kept if len(kept) >= plan.min_sittings else every
+            if len(calm) < plan.min_sittings:
+                # Waiting for calm ones may take for ever. Work beside comes in bursts, and slows kernels that fill the
+                # core's units by more than it slows float32's: two calm sittings tell more than many disturbed ones.
+                if len(every) >= plan.max_sittings or spent_s >= 2 * plan.limit_s * len(candidates):
+                    unslowed = [each for each in every if not each.slowed(plan, best_ms)]
+                    kept = next((some for some in (calm, unslowed) if len(some) > 1), every)
+                    if len(every) >= plan.min_sittings:
+                        break
             # One candidate beside float32, which nobody may care for: its first sitting can tell.
             if enough(kept, plan, spent_s) or (math.isfinite(idle_above) and clearly_above(every, idle_above)):
                 break
@@ -205,7 +207,7 @@ class Meter(Gauge):
         foreign = [each.foreign for each in kept if each.foreign is not None]
         slowdown = statistics.median(each.quietest_ms[0] for each in kept) / min(self._lately)
         conditions = Conditions(
-            disturbed=not alone or 2 * len(calm) < len(kept) or slowdown > plan.max_slowdown,
+            disturbed=not alone or len(calm) < min(plan.min_sittings, len(every)) or slowdown > plan.max_slowdown,
             foreign_load=statistics.mean(foreign) if foreign else None,
             slowdown=slowdown,
             load_average=host.load_average,
