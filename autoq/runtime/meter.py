@@ -192,14 +192,14 @@ class Meter(Gauge):
             calm = [each for each in every if not each.disturbed(plan, best_ms)]
             spent_s = time.monotonic() - start
             kept = calm
-            if len(calm) < plan.min_sittings:
-                # Waiting for calm ones may take for ever. Work beside comes in bursts, and slows kernels that fill the
-                # core's units by more than it slows float32's: two calm sittings tell more than many disturbed ones.
-                if len(every) >= plan.max_sittings or spent_s >= 2 * plan.limit_s * len(candidates):
-                    unslowed = [each for each in every if not each.slowed(plan, best_ms)]
-                    kept = next((some for some in (calm, unslowed) if len(some) > 1), every)
-                    if len(every) >= plan.min_sittings:
-                        break
+            waited = len(every) >= plan.max_sittings or spent_s >= 2 * plan.limit_s * len(candidates)
+            if waited and len(calm) < plan.min_sittings:
+                # Waiting on may take for ever. Work beside comes in bursts, and slows kernels that fill a core's units by
+                # more than it slows float32's: two calm sittings tell more than many disturbed ones.
+                unslowed = [each for each in every if not each.slowed(plan, best_ms)]
+                kept = next((some for some in (calm, unslowed) if len(some) > 1), every)
+                if len(every) >= plan.min_sittings:
+                    break
             # One candidate beside float32, which nobody may care for: its first sitting can tell.
             if enough(kept, plan, spent_s) or (math.isfinite(idle_above) and clearly_above(every, idle_above)):
                 break
