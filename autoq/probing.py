@@ -1,4 +1,4 @@
-"""``autoq profile probe``: what pays on this machine for a model's own layers, as a profile that says so."""
+"""``autoq profile probe``: what pays on a profile for a model's own layers, as a profile that says so."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import yaml
 
-from autoq.core.scheme import FLOAT32
 from autoq.errors import ProfileError
 from autoq.model.bank import default_cache_dir
 from autoq.model.calibrate import output_shapes
@@ -26,11 +25,13 @@ from autoq.runtime.base import InputSpec
 from autoq.runtime.detect import detect
 from autoq.runtime.machine import describe, software_versions
 from autoq.runtime.ort import input_specs
+from autoq.runtime.profiles import read_profile
 from autoq.runtime.sheet import random_feeds
 from autoq.search.candidates import all_candidates
-from autoq.search.probe import ProbeResult, measured_costs, probe, shapes_of
+from autoq.search.pays import measured_costs
+from autoq.search.probe import ProbeResult, probe, shapes_of
 from autoq.setting import check_machine, inference_feeds, read_setting
-from autoq.spec.hardware import Profile, load_profile
+from autoq.spec.hardware import Profile
 from autoq.spec.job import load_job
 from autoq.spec.resources import named
 from autoq.spec.space import load_space
@@ -88,15 +89,10 @@ def probe_model(
         layers = with_macs(model.layers, output_shapes(model.graph, model.layers, feeds))
     base = base if _is_named(base) else str((base_dir / base).resolve())
     target = Target.load(profile.runtime.name, profile.runtime.arguments)
-    if not target.runs_onnx and profile.reference != FLOAT32:
-        raise ProfileError(
-            f"profile {profile.name!r} runs no float32 (its reference is {profile.reference}): single layers have "
-            "nothing to be timed against"
-        )
     found = all_candidates(model.graph, layers, chosen, profile, model.opset)
     result = probe(
         model.graph,
-        shapes_of(model.graph, found, feeds),
+        shapes_of(model.graph, found, feeds, profile.reference),
         profile,
         target,
         threads=settings.threads,
@@ -121,15 +117,19 @@ def probed_profile(found: Probe, out: Path, today: date) -> dict[str, Any]:
     machine, versions = describe(), software_versions()
     base = found.base if _is_named(found.base) else os.path.relpath(found.base, out.resolve().parent)
     base = base if _is_named(base) or "/" in base else f"./{base}"
-    software = {name: versions.get(name) for name in ("onnxruntime", found.profile.runtime.name)}
+    estimated, runtime = found.result.estimated, found.profile.runtime.name
+    decisive = (found.profile.measure.by,) if estimated else (runtime, found.profile.measure.by)
+    software = {name: versions.get(name) for name in decisive}
+    by = found.result.by or f"{runtime} {versions.get(runtime) or ''}".strip()
+    how = f"estimated by {by}" if estimated else f"timed on {machine.cpu_model} by {by}"
     findings = [each for _, shape_findings in found.result.shapes for each in shape_findings]
     return {
         "version": 1,
         "extends": base,
         "name": f"{found.profile.name}-probed",
-        "description": f"{found.profile.name}, probed with the layers of {found.model} on {machine.cpu_model}.",
-        "costs_are": "measured",
-        "cost": measured_costs(found.result),
+        "description": f"{found.profile.name}, probed with the layers of {found.model}, {how}.",
+        "costs_are": "estimated" if estimated else "measured",
+        "cost": measured_costs(found.result.shapes, found.profile),
         "probed": {
             "machine": machine.cpu_model,
             "arch": machine.arch,
@@ -138,6 +138,8 @@ def probed_profile(found: Probe, out: Path, today: date) -> dict[str, Any]:
             "model": found.model,
             "threads": found.threads,
             "batch": found.batch,
+            "by": by,
+            **({"estimated": True} if estimated else {}),
             "findings": [_rounded(each.model_dump(mode="json", exclude_none=True)) for each in findings],
         },
     }
@@ -151,7 +153,7 @@ def write_probed(found: Probe, out: Path, today: date) -> None:
 
 def _unprobed(name: str, base_dir: Path) -> Profile:
     """The profile, without what an earlier probe dropped: all of it is to be looked at."""
-    return dataclasses.replace(load_profile(name, base_dir), probed=None)
+    return dataclasses.replace(read_profile(name, base_dir), probed=None)
 
 
 def _is_named(name: str) -> bool:

@@ -13,7 +13,7 @@ from rich.table import Table
 from autoq.cli.front_view import console
 from autoq.probing import Probe
 from autoq.runtime.detect import Fit
-from autoq.search.probe import QUICK_MS
+from autoq.search.pays import QUICK_MS
 from autoq.spec.hardware import Profile
 from autoq.spec.probed import Finding
 from autoq.spec.profile_page import (
@@ -84,9 +84,11 @@ def print_page(profile: Profile, stands: Fit) -> None:
 
 def print_probe(found: Probe, out: Path | None) -> None:
     """A row for each shape and scheme, and what is dropped."""
+    estimated, references = found.result.estimated, {each.reference for _, own in found.result.shapes for each in own}
+    against = next(iter(references)) if len(references) == 1 else "the reference"
     table = Table(
         title=f"{escape(found.model)} on {escape(found.profile.name)}, {found.threads} thread(s), batch {found.batch}: "
-        "each layer alone, time to float32's",
+        f"each layer alone, {'estimated' if estimated else 'measured'} time to {against}'s",
         title_justify="left",
     )
     for heading in ("layers", "weight", "uses", "scheme", "beside floats", "among integers", "size", ""):
@@ -98,15 +100,15 @@ def print_probe(found: Probe, out: Path | None) -> None:
                 *(first if number == 0 else ("", "", "")),
                 each.scheme,
                 _ratio(each.beside_float),
-                _ratio(each.among_integers) if each.among_integers else "-",
+                _ratio(each.among_integers),
                 f"{each.size:.2f}",
-                "dropped" if each.dropped else _doubt(each),
+                "dropped" if each.dropped else _doubt(each, estimated),
                 end_section=number == len(findings) - 1,
             )
-    screen, how = console(), obtained(found.profile)
+    screen = console()
     screen.print(table)
-    if how == "estimated":
-        screen.print("These figures are estimates: nothing was timed.")
+    if estimated:
+        screen.print(f"These figures are estimates by {escape(found.result.by)}: nothing was timed.")
     for problem in found.result.problems:
         screen.print(f"not probed: {escape(problem)}", style="yellow", soft_wrap=True)
     if found.result.left:
@@ -119,13 +121,16 @@ def print_probe(found: Probe, out: Path | None) -> None:
         screen.print(f"Search with it: hardware: {escape(str(out))}", soft_wrap=True)
 
 
-def _doubt(each: Finding) -> str:
+def _doubt(each: Finding, estimated: bool) -> str:
     best = min(ratio[1] for ratio in (each.beside_float, each.among_integers) if ratio is not None)
-    return "too quick to tell" if each.float32_ms < QUICK_MS and best > 1.02 else ""
+    return "too quick to tell" if not estimated and each.reference_ms < QUICK_MS and best > 1.02 else ""
 
 
-def _ratio(ratio: tuple[float, float, float]) -> str:
-    return f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]".replace("[", "\\[")
+def _ratio(ratio: tuple[float, float, float] | None) -> str:
+    if ratio is None:
+        return "-"
+    text = f"{ratio[0]:.2f}" if ratio[1] == ratio[2] else f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]"
+    return escape(text)
 
 
 def fit_dict(each: Fit) -> dict[str, Any]:

@@ -20,6 +20,8 @@ _SOFTWARE: dict[str, tuple[str, ...]] = {
     "autoq": ("autoq",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml"),
     "openvino": ("openvino",),
+    "litert": ("ai-edge-litert",),
+    "vela": ("ethos-u-vela",),
     "onnx": ("onnx",),
     "numpy": ("numpy",),
     "optuna": ("optuna",),

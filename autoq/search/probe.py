@@ -1,21 +1,19 @@
-"""What pays on this machine: single layers of a model's own shapes, in every scheme, timed beside float32.
+"""What pays on this machine: single layers of a model's own shapes, in every scheme, timed beside the reference.
 
 Each layer stands alone in a file, once as it runs between float neighbours, conversions included, and once between
-integer ones, where float32 is what must convert. A scheme that is no faster in either, and no smaller than a gentler
-one, gains nothing and is dropped: gentler are float32, float16, and the same weights with float activations.
+integer ones, where floats are what must convert; a target that holds no floats has the second alone. What then gains
+nothing over a gentler scheme is dropped (:mod:`autoq.search.pays`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import json
-import math
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from autoq.core.identity import content_id, sha256_hex
 from autoq.core.layer import Layer
 from autoq.core.policy import Policy
 from autoq.core.result import Estimate, Latency
-from autoq.core.scheme import FLOAT32, IN_BYTES, Scheme
+from autoq.core.scheme import FLOAT32, Scheme
 from autoq.errors import AutoqError, TrialError
 from autoq.model.bank import Bank
 from autoq.model.cache import write_aside
@@ -41,52 +39,40 @@ from autoq.runtime.gauge import Gauge, load_gauge, measure_each
 from autoq.runtime.machine import describe, software_versions
 from autoq.runtime.timing import TimingPlan
 from autoq.search.candidates import Candidates, activation_specs, weight_specs
+from autoq.search.pays import Shape, doubtful, judged
+from autoq.search.problem import nearest_of
 from autoq.spec.hardware import Profile
 from autoq.spec.probed import Finding, Ratio, form
-from autoq.spec.schemes import costed_texts
 
-VERSION = 3
+_FLOATS = "the float layer between conversions"
+
+VERSION = 4
 """Part of every address in the cache: raise it when files or timing change."""
-
-PAYS = 0.99
-"""A scheme whose ratio to a gentler one surely does not get below this is no faster."""
-
-SMALLER = 0.98
-"""Nor is one smaller whose file is above this share of the gentler one's."""
-
-QUICK_MS = 0.02
-"""Of a layer that takes less, a good part is the call of the session: that says nothing of the layer in a model."""
 
 PLAN = TimingPlan(block_s=0.005, warm_s=0.005, max_warm_s=0.1, max_sittings=8, limit_s=0.25, half_width=0.01)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """Layers of one kind that do the same work: one of them, how many there are, and what each may become."""
-
-    layer: Layer
-    layers: int
-    forms: Mapping[str, Scheme]
-    input_shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates of all of its layers."""
-        return self.layers * self.layer.macs
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeResult:
-    """What was found of each shape, the dearest first; ``left`` are shapes that there was no time for."""
+    """What was found of each shape, the dearest first; ``left`` are shapes that there was no time for.
+
+    ``by`` says who gave the times where that was not autoq, and ``estimated`` that they are no measurements.
+    """
 
     shapes: tuple[tuple[Shape, tuple[Finding, ...]], ...]
     left: int
     problems: tuple[str, ...] = ()
+    by: str = ""
+    estimated: bool = False
 
 
-def shapes_of(graph: Graph, found: Sequence[Candidates], feeds: Mapping[str, np.ndarray]) -> list[Shape]:
-    """The distinct shapes among the layers that have a choice, the most arithmetic first."""
+def shapes_of(
+    graph: Graph, found: Sequence[Candidates], feeds: Mapping[str, np.ndarray], reference: Scheme = FLOAT32
+) -> list[Shape]:
+    """The distinct shapes among the layers that have a choice, the most arithmetic first.
+
+    Where ``reference`` is not float32, that of a shape is what comes nearest to it of what its layers may have.
+    """
     entries = [entry for entry in found if len(entry.schemes) > 1]
     inputs = inputs_of(graph, [entry.layer for entry in entries], feeds)
     grouped: dict[str, list[tuple[Candidates, tuple[int, ...], np.dtype[np.generic]]]] = {}
@@ -99,13 +85,16 @@ def shapes_of(graph: Graph, found: Sequence[Candidates], feeds: Mapping[str, np.
         grouped.setdefault(content_id([*key, digest]), []).append((entry, shape, dtype))
     shapes = []
     for alike in grouped.values():
+        first, shape, dtype = alike[0]
+        own = reference if reference == FLOAT32 else _plain(nearest_of(reference, first.schemes))
         forms: dict[str, Scheme] = {}
         for entry, _, _ in alike:
             for scheme in entry.schemes:
-                if scheme != FLOAT32:
+                if scheme != FLOAT32 or own != FLOAT32:
                     forms.setdefault(form(scheme), _plain(scheme))
-        first, shape, dtype = alike[0]
-        shapes.append(Shape(layer=first.layer, layers=len(alike), forms=forms, input_shape=shape, dtype=dtype))
+        shapes.append(
+            Shape(layer=first.layer, layers=len(alike), forms=forms, input_shape=shape, dtype=dtype, reference=own)
+        )
     return sorted(shapes, key=lambda each: -each.macs)
 
 
@@ -127,7 +116,7 @@ def probe(
     A shape whose files do not build or run is told of in ``problems``. Raises :class:`autoq.errors.ProfileError` where
     nothing can be measured at all. ``clock`` gives seconds.
     """
-    start, done, left, problems = clock(), [], 0, []
+    start, done, left, problems, estimated, by = clock(), [], 0, [], False, ""
     for number, shape in enumerate(shapes):
         file = None if cache_dir is None else cache_dir / "probe" / f"{_identity(graph, shape, profile, threads)}.json"
         found = _read(file)
@@ -142,87 +131,11 @@ def probe(
                 problems.append(f"{shape.layer.name}: {error}")
                 continue
             if file is not None:
-                text = json.dumps([each.model_dump(mode="json") for each in found])
+                text = json.dumps(found.to_dict())
                 write_aside(file, lambda handle, text=text: handle.write(text.encode()))  # type: ignore[misc]
-        done.append((shape, judged(shape, found)))
-    return ProbeResult(shapes=tuple(done), left=left, problems=tuple(problems))
-
-
-def judged(shape: Shape, found: Sequence[Finding]) -> tuple[Finding, ...]:
-    """The findings, each with why its scheme is dropped where it gains nothing over a gentler one."""
-    by_form = {each.scheme: each for each in found}
-    return tuple(
-        each.model_copy(update={"dropped": _dominated(shape.forms[each.scheme], each, by_form)}) for each in found
-    )
-
-
-def measured_costs(result: ProbeResult) -> dict[str, dict[str, Any]]:
-    """What a profile's ``cost`` becomes: op -> scheme -> time relative to float32, by the rows of a sample where known.
-
-    A scheme that was timed in both surroundings has the geometric mean of the two.
-    """
-    known = costed_texts()
-    figures: dict[tuple[str, str], list[tuple[Shape, float]]] = {}
-    for shape, found in result.shapes:
-        op = shape.layer.kind if shape.layer.op_type != "Gather" else "Gather"
-        for each in found:
-            if each.scheme in known:
-                figures.setdefault((op, each.scheme), []).append((shape, _typical(each)))
-    costs: dict[str, dict[str, Any]] = {}
-    for (op, name), pairs in figures.items():
-        by_uses: dict[float, list[tuple[float, float]]] = {}
-        for shape, ratio in pairs:
-            uses = round(shape.layer.uses, 3) if op in ("Gemm", "MatMul") else 1.0
-            by_uses.setdefault(uses, []).append((math.log(ratio), float(max(shape.macs, 1))))
-        means = {uses: round(math.exp(_mean(values)), 4) for uses, values in sorted(by_uses.items())}
-        costs.setdefault(op, {})[name] = means if len(means) > 1 else next(iter(means.values()))
-    return costs
-
-
-def _typical(each: Finding) -> float:
-    alone = each.beside_float[0]
-    return alone if each.among_integers is None else math.sqrt(alone * each.among_integers[0])
-
-
-def _mean(values: Iterable[tuple[float, float]]) -> float:
-    pairs = list(values)
-    return sum(value * weight for value, weight in pairs) / sum(weight for _, weight in pairs)
-
-
-def _dominated(scheme: Scheme, own: Finding, others: Mapping[str, Finding]) -> str:
-    if own.float32_ms < QUICK_MS:
-        return ""
-    for name in _gentler(scheme):
-        other = others.get(name)
-        if other is None and name != str(FLOAT32):
-            continue
-        size, ratio = (1.0, 1.0) if other is None else (other.size, other.beside_float[0])
-        among = own.among_integers
-        if own.size <= SMALLER * size or own.beside_float[1] < PAYS * ratio:
-            continue
-        if among is not None and among[1] < PAYS * ratio:
-            continue
-        inside = "" if among is None else f", {_shown(among)} between integer ones"
-        return (
-            f"probed: it takes {_shown(own.beside_float)} of float32's time between float layers{inside}, and "
-            f"{name} is as small"
-        )
-    return ""
-
-
-def _gentler(scheme: Scheme) -> list[str]:
-    """Forms that keep more of the model's precision, whatever the model."""
-    names = [str(FLOAT32)]
-    if scheme.weight is not None and scheme.weight.bits != 16:
-        names.append("float16")
-    if scheme.activation is not None and scheme.weight is not None and scheme.weight.bits not in IN_BYTES:
-        weight = dataclasses.replace(scheme.weight, smoothing=None)
-        names.append(form(Scheme(weight=weight)))
-    return names
-
-
-def _shown(ratio: Ratio) -> str:
-    return f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]"
+        done.append((shape, judged(shape, found.findings, estimated=found.estimated)))
+        estimated, by = found.estimated, found.by
+    return ProbeResult(shapes=tuple(done), left=left, problems=tuple(problems), by=by, estimated=estimated)
 
 
 def _plain(scheme: Scheme) -> Scheme:
@@ -231,9 +144,34 @@ def _plain(scheme: Scheme) -> Scheme:
     return Scheme.parse(f"{text}@minmax" if scheme.activation is not None and "@" not in text else text)
 
 
-def _measure(
-    graph: Graph, shape: Shape, profile: Profile, target: Target, *, threads: int, batch: int
-) -> tuple[Finding, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What was found of one shape, before it is judged; ``by`` and ``estimated`` as in :class:`ProbeResult`."""
+
+    findings: tuple[Finding, ...]
+    by: str
+    estimated: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "findings": [each.model_dump(mode="json") for each in self.findings],
+            "by": self.by,
+            "estimated": self.estimated,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Times:
+    """Each file's time to the reference's, and its bytes; ``ms`` is what the reference takes."""
+
+    ratios: Mapping[str, Ratio]
+    sizes: Mapping[str, int]
+    ms: float
+    by: str
+    estimated: bool
+
+
+def _measure(graph: Graph, shape: Shape, profile: Profile, target: Target, *, threads: int, batch: int) -> _Found:
     alone = single(graph, shape.layer, shape.input_shape, shape.dtype)
     (layer,) = (each for each in read_layers(alone) if each.op_type == shape.layer.op_type)
     rng = np.random.default_rng(0)
@@ -242,37 +180,49 @@ def _measure(
         rng.standard_normal(shape.input_shape) if floats else rng.integers(0, layer.weight_shape[0], shape.input_shape)
     )
     feeds = {layer.input: values.astype(shape.dtype)}
-    built = build_forms(alone, layer, shape.forms, feeds, profile)
-    ratios = functools.partial(_ratios, profile=profile, threads=threads, batch=batch)
+    reference = form(shape.reference)
+    built = build_forms(alone, layer, {reference: shape.reference, **shape.forms}, feeds, profile)
+    take = functools.partial(_times, profile=profile, threads=threads, batch=batch)
     with tempfile.TemporaryDirectory(prefix="autoq-probe-") as folder:
         stems = (Path(folder) / str(number) for number in itertools.count())
-        files = {name: _written(next(stems), target, model) for name, model in built.items()}
-        reference = files.pop(str(FLOAT32))
-        alone_ratios, float32_ms = ratios(reference, files, feeds)
+        files = _written(built, stems, target, reference)
+        holds_floats = str(FLOAT32) in files
+        times = take(files, reference, [name for name in files if name in shape.forms], feeds)
+
+        def findings(among: Mapping[str, Ratio]) -> tuple[Finding, ...]:
+            return tuple(
+                Finding(
+                    kind=shape.layer.kind,
+                    weight=shape.layer.weight_shape,
+                    uses=shape.layer.uses,
+                    scheme=name,
+                    reference=reference,
+                    reference_ms=times.ms,
+                    beside_float=times.ratios[name] if holds_floats else None,
+                    among_integers=among.get(name) if holds_floats else times.ratios[name],
+                    size=times.sizes[name] / times.sizes[reference],
+                )
+                for name in shape.forms
+                if name in times.ratios
+            )
+
         among: dict[str, Ratio] = {}
         # Where a scheme pays beside floats, nothing more need be known.
-        doubtful = [name for name, ratio in alone_ratios.items() if ratio[1] >= PAYS] if target.runs_onnx else []
-        for name in doubtful:
+        doubted = doubtful(shape, findings({})) if holds_floats else set()
+        for name in sorted({*doubted, reference} if doubted else ()):
             inside = among_integers(alone, layer, built[name])
             if inside is not None:
                 model, base, dtype = inside
-                paths = _written(next(stems), target, model), _written(next(stems), target, base)
+                pair = _written({name: model, _FLOATS: base}, stems, target, _FLOATS)
                 given = integer_input(dtype, shape.input_shape, rng)
-                among |= ratios(paths[1], {name: paths[0]}, given)[0]
-        sizes = {name: path.stat().st_size / reference.stat().st_size for name, path in files.items()}
-    return tuple(
-        Finding(
-            kind=shape.layer.kind,
-            weight=shape.layer.weight_shape,
-            uses=shape.layer.uses,
-            scheme=name,
-            float32_ms=float32_ms,
-            beside_float=ratio,
-            among_integers=among.get(name),
-            size=sizes[name],
-        )
-        for name, ratio in alone_ratios.items()
-    )
+                among |= take(pair, _FLOATS, [each for each in pair if each == name], given).ratios
+        if reference in among:
+            among = {name: _divided(ratio, among[reference]) for name, ratio in among.items()}
+    return _Found(findings=findings(among), by=times.by, estimated=times.estimated)
+
+
+def _divided(ratio: Ratio, by: Ratio) -> Ratio:
+    return ratio[0] / by[0], ratio[1] / by[2], ratio[2] / by[1]
 
 
 def build_forms(
@@ -301,29 +251,47 @@ def lowering_options(profile: Profile) -> dict[str, Any]:
     return {"accuracy_level": chosen.accuracy_level, "integer_products": chosen.integer_products}
 
 
-def _written(stem: Path, target: Target, model: bytes) -> Path:
-    path = stem.with_name(stem.name + target.suffix)
-    path.write_bytes(target.write(model))
-    return path
+def _written(built: Mapping[str, bytes], stems: Iterator[Path], target: Target, needed: str) -> dict[str, Path]:
+    """The file of each that the target can hold; raises :class:`TrialError` where that is not ``needed``."""
+    files = {}
+    for name, model in built.items():
+        with contextlib.suppress(TrialError) if name != needed else contextlib.nullcontext():
+            data, stem = target.write(model), next(stems)
+            files[name] = stem.with_name(stem.name + target.suffix)
+            files[name].write_bytes(data)
+    if needed not in files:
+        raise TrialError("build", f"as {needed}, which the others would be held against, it cannot be built alone")
+    return files
 
 
-def _ratios(
-    reference: Path,
+def _times(
     files: Mapping[str, Path],
+    reference: str,
+    wanted: Sequence[str],
     feeds: Mapping[str, np.ndarray],
     *,
     profile: Profile,
     threads: int,
     batch: int,
-) -> tuple[dict[str, Ratio], float]:
-    """Each file's time to the reference's, with its interval, and the reference's; what does not run is left out."""
-    with _gauge(reference, feeds, profile, threads, batch) as gauge:
-        taken = zip(files, measure_each(gauge, list(files.values())), strict=True)
-    found = {name: each for name, each in taken if not isinstance(each, TrialError)}
-    if not found:
-        raise TrialError("measure", "none of its files runs here")
-    own = statistics.median(each.ms / each.ratio for each in found.values())
-    return {name: _ratio(each) for name, each in found.items()}, own
+) -> _Times:
+    """Times and sizes of those of ``wanted`` that run; raises :class:`TrialError` where none does."""
+    named = {name: files[name] for name in wanted if name != reference} or {reference: files[reference]}
+    with _gauge(files[reference], feeds, profile, threads, batch) as gauge:
+        taken = zip(named, measure_each(gauge, list(named.values())), strict=True)
+        found = {name: each for name, each in taken if not isinstance(each, TrialError)}
+        if not found:
+            raise TrialError("measure", "none of its files runs here")
+        estimated = any(isinstance(each, Estimate) for each in found.values())
+        sizes = {name: files[name].stat().st_size for name in (*found, reference)}
+        if estimated:  # what computes a time knows at once what the device stores, too
+            sizes = {name: gauge.measure(files[name]).size_bytes or size for name, size in sizes.items()}
+    return _Times(
+        ratios={**{name: _ratio(each) for name, each in found.items()}, reference: (1.0, 1.0, 1.0)},
+        ms=statistics.median(each.ms / each.ratio for each in found.values()),
+        sizes=sizes,
+        by=next(iter(found.values())).by,
+        estimated=estimated,
+    )
 
 
 def _gauge(reference: Path, feeds: Mapping[str, np.ndarray], profile: Profile, threads: int, batch: int) -> Gauge:
@@ -336,6 +304,7 @@ def _gauge(reference: Path, feeds: Mapping[str, np.ndarray], profile: Profile, t
         runtime=profile.runtime.name,
         runtime_options=profile.runtime.arguments,
         plan=PLAN,
+        reference_name=form(profile.reference),
         options=profile.measure.options,
     )
 
@@ -355,18 +324,21 @@ def _identity(graph: Graph, shape: Shape, profile: Profile, threads: int) -> str
             "attributes": sha256_hex(b"".join(sorted(each.SerializeToString() for each in node.attribute))),
             "input": [shape.input_shape, str(shape.dtype)],
             "forms": sorted(shape.forms),
+            "reference": form(shape.reference),
             "runtime": [profile.runtime.name, profile.runtime.arguments, threads],
             "measure": profile.measure.model_dump(mode="json"),
             "lowering": lowering_options(profile),
             "machine": [machine.cpu_model, machine.arch, sorted(machine.flags)],
-            "versions": [versions["autoq"], versions.get(profile.runtime.name)],
+            "versions": [versions["autoq"], versions.get(profile.runtime.name), versions.get(profile.measure.by)],
         }
     )
 
 
-def _read(file: Path | None) -> tuple[Finding, ...] | None:
+def _read(file: Path | None) -> _Found | None:
     if file is None:
         return None
-    with contextlib.suppress(OSError, ValueError, TypeError, AutoqError):
-        return tuple(Finding.model_validate(each) for each in json.loads(file.read_bytes()))
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AutoqError):
+        kept = json.loads(file.read_bytes())
+        findings = tuple(Finding.model_validate(each) for each in kept["findings"])
+        return _Found(findings=findings, by=kept["by"], estimated=kept["estimated"])
     return None

@@ -40,8 +40,8 @@ from autoq.spec.schemes import (
 
 AUTO = "auto"
 Kind = Literal["cpu", "gpu", "npu"]
-CostSource = Literal["measured", "declared"]
-"""Where ``cost`` comes from: single layers timed on such hardware, or what its documentation lets expect."""
+CostSource = Literal["measured", "estimated", "declared"]
+"""Where ``cost`` comes from: single layers timed on such hardware, a model of it, or what documentation lets expect."""
 
 Names = Annotated[tuple[Text, ...], AsTuple]
 

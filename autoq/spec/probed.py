@@ -3,39 +3,58 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from autoq.core.layer import Layer
 from autoq.core.scheme import Scheme
 from autoq.spec.checking import AsTuple, Count, Fields, Positive, Text
 
 Ratio = Annotated[tuple[Positive, Positive, Positive], AsTuple]
-"""A ratio of times to float32's, and the ends of its 95 % interval."""
+"""A ratio of times to the reference's, and the ends of its 95 % interval; all three are one where it is an estimate."""
 
 
 class Finding(Fields):
     """One scheme (less what changes no kernel: :func:`form`) on layers of one shape.
 
-    ``beside_float`` is its time between float neighbours, ``among_integers`` between integer ones, each to float32's
-    there; ``float32_ms`` is what float32 takes alone; ``size`` its file to float32's. ``dropped`` says why it is no
-    candidate, and is empty where it is one.
+    ``beside_float`` is its time between float neighbours, ``among_integers`` between integer ones, each to that of
+    ``reference`` there; a target that holds no floats has the second alone. ``reference_ms`` is what the reference
+    takes alone; ``size`` its file, or what that takes in the device's storage, to the reference's. ``dropped`` says why
+    it is no candidate, and is empty where it is one.
     """
 
     kind: Text
     weight: Annotated[tuple[Count, ...], AsTuple]
     uses: Annotated[float, Field(ge=1)]
     scheme: Text
-    float32_ms: Positive
-    beside_float: Ratio
+    reference: Text = "float32"
+    reference_ms: Positive
+    beside_float: Ratio | None = None
     among_integers: Ratio | None = None
     size: Positive
     dropped: str = ""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_old(cls, value: Any) -> Any:
+        """Before there were other references, ``reference_ms`` was called ``float32_ms``."""
+        if isinstance(value, dict) and "float32_ms" in value:
+            value = {"reference_ms" if name == "float32_ms" else name: each for name, each in value.items()}
+        return value
+
+    @model_validator(mode="after")
+    def _has_a_time(self) -> Finding:
+        if self.beside_float is None and self.among_integers is None:
+            raise ValueError("must have beside_float, among_integers, or both")
+        return self
+
 
 class Probed(Fields):
-    """Where, when and with what a probe ran, and what it found."""
+    """Where, when and with what a probe ran, and what it found.
+
+    ``by`` says who gave the times. Those that were ``estimated`` hold on any machine.
+    """
 
     machine: Text
     arch: Text
@@ -44,6 +63,8 @@ class Probed(Fields):
     model: Text
     threads: Count
     batch: Count
+    by: str = ""
+    estimated: bool = False
     findings: Annotated[tuple[Finding, ...], AsTuple] = ()
 
     def problem(self, layer: Layer, scheme: Scheme) -> str | None:
@@ -63,7 +84,7 @@ class Probed(Fields):
     def elsewhere(self, machine: str, versions: dict[str, str | None]) -> list[str]:
         """Why this machine is not where it was found out, in words; empty where it is."""
         problems = []
-        if machine != self.machine:
+        if machine != self.machine and not self.estimated:
             problems.append(f"it was probed on {self.machine}, and this is {machine}")
         for name, version in self.versions.items():
             if versions.get(name) != version:

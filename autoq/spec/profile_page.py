@@ -96,8 +96,14 @@ def page_dict(profile: Profile) -> dict[str, Any]:
 
 def costs_words(profile: Profile) -> str:
     """Where the costs that guide proposals come from, as a sentence's end."""
-    if profile.probed is not None:
-        return f"measured by a probe of {profile.probed.model} on {profile.probed.machine}, {profile.probed.date}"
+    probed = profile.probed
+    if probed is not None and probed.estimated:
+        return f"estimated by {probed.by} in a probe of {probed.model}, {probed.date}: nothing was timed"
+    if probed is not None:
+        how = f" with {probed.by}" if probed.by else ""
+        return f"measured by a probe of {probed.model} on {probed.machine}{how}, {probed.date}"
+    if profile.costs_are == "estimated":
+        return "of single layers, estimated by a model of the hardware; they order proposals and are never reported"
     if profile.costs_are == "declared":
         return "declared, not measured: they order proposals; `autoq profile probe` measures them on such a machine"
     return "of single layers, measured on such a machine; they order proposals and are never reported"

@@ -63,7 +63,9 @@ def test_this_machine():
 
 def test_versions_name_what_is_installed_and_import_none_of_it():
     versions = software_versions()
-    assert set(versions) == {"autoq", "python", "onnxruntime", "onnx", "numpy", "openvino", "optuna", "ray", "mlflow"}
+    assert set(versions) == {
+        "autoq", "python", "onnxruntime", "onnx", "numpy", "openvino", "litert", "vela", "optuna", "ray", "mlflow"
+    }  # fmt: skip
     assert versions["numpy"] == np.__version__
     assert versions["python"] == platform.python_version()
     code = (
