@@ -32,6 +32,7 @@ from autoq.runtime.gauge import METER, Gauge, load_gauge
 from autoq.runtime.machine import describe
 from autoq.runtime.metric import Metric, resolve_metric
 from autoq.runtime.ort import input_specs, open_session
+from autoq.runtime.profiles import read_profile
 from autoq.runtime.timing import TimingPlan
 from autoq.search.candidates import Candidates, candidates
 from autoq.search.evaluate import Workload
@@ -39,7 +40,7 @@ from autoq.search.fidelity import Steps
 from autoq.search.form_probe import FormFigure, probe_forms
 from autoq.search.groundwork import lay_groundwork
 from autoq.search.problem import nearest_of
-from autoq.spec.hardware import AUTO, Profile, load_profile
+from autoq.spec.hardware import AUTO, Profile
 from autoq.spec.job import Job
 from autoq.spec.space import Space, load_space
 
@@ -91,7 +92,7 @@ def read_setting(job: Job, *, force: bool = False, warn: Callable[[str], None] =
             f"({', '.join(job.targets)}); `autoq search` and `autoq.search_targets` take several"
         )
     space = load_space(job.space, job.base_dir)
-    profile = load_profile(job.hardware, job.base_dir)
+    profile = read_profile(job.hardware, job.base_dir)
     mismatch = check_machine(profile, force, warn)
     target = Target.load(profile.runtime.name, profile.runtime.arguments)
     metric = resolve_metric(job)

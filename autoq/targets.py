@@ -32,9 +32,10 @@ from autoq.record.run_folder import RunFolder, free_name
 from autoq.record.targets import TARGETS_FILE, TargetsRecord, read_targets_record, write_targets
 from autoq.record.tracking import Tracker
 from autoq.runtime.gauge import Gauge, measure_each
+from autoq.runtime.profiles import read_profile
 from autoq.search.store import TrialLog
 from autoq.setting import Setting, gauge_of, read_setting, reference_path
-from autoq.spec.hardware import Profile, load_profile
+from autoq.spec.hardware import Profile
 from autoq.spec.job import Job, load_job
 
 
@@ -131,7 +132,7 @@ def _profiles(job: Job) -> dict[str, tuple[str, Profile]]:
     """Profile name -> how the job calls it, and the profile. A name is a folder's, so each may occur once."""
     found: dict[str, tuple[str, Profile]] = {}
     for text in job.targets:
-        profile = load_profile(text, job.base_dir)
+        profile = read_profile(text, job.base_dir)
         if profile.name in found:
             raise JobError(
                 f"hardware: {text} and {found[profile.name][0]} are both called {profile.name!r}; give one of the "

@@ -212,11 +212,11 @@ def layers(model: Path, hardware: str, space: str, as_json: bool) -> None:
     """Show the layers of the ONNX file MODEL, what each may become on a profile, and why not."""
     from autoq.cli.views import layers_json, print_layers
     from autoq.model.source import read_model
+    from autoq.runtime.profiles import read_profile
     from autoq.search.candidates import all_candidates
-    from autoq.spec.hardware import load_profile
     from autoq.spec.space import load_space
 
-    profile, chosen = load_profile(hardware, Path()), load_space(space, Path())
+    profile, chosen = read_profile(hardware, Path()), load_space(space, Path())
     source = read_model(model, equalized=chosen.equalization == "cross-layer")
     found = all_candidates(source.graph, source.layers, chosen, profile, source.opset)
     if as_json:

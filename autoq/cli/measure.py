@@ -60,12 +60,12 @@ def measure(
     import dataclasses
 
     from autoq.record.measurable import Feeds, find_measurable
+    from autoq.runtime.profiles import read_profile
     from autoq.runtime.sheet import measure_sheet
-    from autoq.spec.hardware import load_profile
 
     found = find_measurable(what, point, against)
     if profile is not None:
-        runtime = load_profile(profile, Path()).runtime
+        runtime = read_profile(profile, Path()).runtime
         found = dataclasses.replace(found, runtime=runtime.name, runtime_options=runtime.arguments)
     feeds = Feeds(found, open_size)
     batches = given["batch"] or (feeds.fixed or 1,)

@@ -38,10 +38,10 @@ def show(name: str, as_json: bool) -> None:
     from autoq.cli.profile_view import print_page, standing
     from autoq.runtime.detect import fit
     from autoq.runtime.machine import describe
-    from autoq.spec.hardware import load_profile
+    from autoq.runtime.profiles import read_profile
     from autoq.spec.profile_page import page_dict
 
-    found = load_profile(name, Path())
+    found = read_profile(name, Path())
     stands = fit(found, describe())
     if as_json:
         click.echo(json.dumps({**page_dict(found), "this_machine": standing(stands)}, indent=1))

@@ -64,8 +64,9 @@ class Vela(Gauge):
             raise ProfileError(
                 f"measure.by: vela reads TFLite files, so that runtime.name must be litert, not {runtime}"
             )
-        if not (timeout_s > 0 and (host_cycles_per_value is None or host_cycles_per_value > 0)):
-            raise ProfileError("measure.options: timeout_s and host_cycles_per_value must be above 0")
+        for name, value in (("timeout_s", timeout_s), ("host_cycles_per_value", host_cycles_per_value)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
+                raise ProfileError(f"measure.options.{name}: must be a number above 0, not {value!r}")
         self.baseline, self.npu = Path(reference).resolve(), npu_of(npu, system, memory)
         self._host, self._limit_s, self._reference_name = host_cycles_per_value, timeout_s, reference_name
         self._by = f"Vela {metadata.version('ethos-u-vela')}, {npu}"

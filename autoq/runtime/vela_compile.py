@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from autoq.errors import ProfileError, TrialError
+from autoq.spec.checking import nearest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,8 +121,10 @@ def compiled_for(model: bytes, npu: Npu, *, limit_s: float = 120) -> bytes:
 
 def npu_of(npu: str, system: str | None = None, memory: str | None = None) -> Npu:
     """One of :data:`NPUS`, perhaps in another system or memory mode of ``Arm/vela.ini``; else a ``ProfileError``."""
-    if npu not in NPUS:
-        raise ProfileError(f"measure.options.npu: Vela has no accelerator {npu!r} here; known: {', '.join(NPUS)}")
+    if not isinstance(npu, str) or npu not in NPUS:
+        raise ProfileError(
+            f"measure.options.npu: Vela has no accelerator {npu!r} here{nearest(npu, NPUS)}; known: {', '.join(NPUS)}"
+        )
     known = NPUS[npu]
     return Npu(accelerator=known.accelerator, system=system or known.system, memory=memory or known.memory)
 
