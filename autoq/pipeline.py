@@ -321,6 +321,7 @@ def _search(
             *latency_notes,
             *_notes(setting, search, truths),
             *polish_notes,
+            *checked.notes,
         ),
     )
     write_front(front, folder.front)

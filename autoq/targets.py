@@ -320,5 +320,5 @@ def _timed(gauge: Gauge, files: Sequence[_File]) -> tuple[dict[str, Latency | Es
         if isinstance(found, TrialError):
             failed[f"{file.point.id} of {file.found_for}"] = str(found)
         else:
-            latencies[file.point.sha256] = found
+            latencies[file.point.sha256] = found.latency
     return latencies, failed

@@ -90,18 +90,20 @@ class Gauge(Protocol):
         self.close()
 
 
-def measure_each(gauge: Gauge, files: Sequence[Path]) -> list[Latency | Estimate | TrialError]:
-    """Latencies as of :meth:`Gauge.measure_many`; where a file fails, each by itself, and its error in its place."""
+def measure_each(gauge: Gauge, files: Sequence[Path]) -> list[Measurement | TrialError]:
+    """:meth:`Gauge.measure_many`; where it fails, each half by itself, down to the files that fail and their errors.
+
+    What fails may be one file, or that there is no room for so many at once.
+    """
     try:
-        return [each.latency for each in gauge.measure_many(files)]
-    except TrialError:
-        found: list[Latency | Estimate | TrialError] = []
-        for file in files:
-            try:
-                found += [each.latency for each in gauge.measure_many([file])]
-            except TrialError as error:
-                found.append(error)
-        return found
+        return list(gauge.measure_many(files))
+    except TrialError as error:
+        if len(files) == 1:
+            return [error]
+        # One that hangs would hang in each half again.
+        size = 1 if error.reason == "timeout" else (len(files) + 1) // 2
+        parts = [files[start : start + size] for start in range(0, len(files), size)]
+        return [found for part in parts for found in measure_each(gauge, part)]
 
 
 def load_gauge(

@@ -120,15 +120,23 @@ class Meter(Gauge):
     def measure_many(self, candidates: Sequence[Path], *, at_once: int = 8) -> list[Measurement]:
         """Several files, timed in turn with each other and the baseline, longer than :meth:`measure` does; no memory.
 
-        ``at_once`` bounds how many sessions lie in memory together, next to the baseline's. Raises as :meth:`measure`.
+        ``at_once`` bounds how many sessions lie in memory together, next to the baseline's; where so many cannot be
+        opened or run, fewer do. Raises as :meth:`measure`, for a file that fails by itself.
         """
-        paths = [Path(candidate).resolve() for candidate in candidates]
+        left = [Path(candidate).resolve() for candidate in candidates]
         measured: list[Measurement] = []
-        for start in range(0, len(paths), at_once):
-            group = paths[start : start + at_once]
-            with self._lock, measuring_turn() as alone:
-                found = self._sittings(group, self.final_plan, self.timeout_s * len(group), alone)
+        while left:
+            group = left[:at_once]
+            try:
+                with self._lock, measuring_turn() as alone:
+                    found = self._sittings(group, self.final_plan, self.timeout_s * len(group), alone)
+            except TrialError as error:
+                if len(group) == 1 or error.reason == "timeout":
+                    raise
+                at_once = len(group) // 2
+                continue
             measured += [self._measurement(found, index) for index in range(1, len(group) + 1)]
+            left = left[len(group) :]
         return measured
 
     def glance(self, candidates: Sequence[Path], plan: TimingPlan) -> tuple[list[float], bool]:

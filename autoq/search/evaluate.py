@@ -141,6 +141,9 @@ class Evaluator:
             return Failure(reason=error.reason, message=str(error))  # type: ignore[arg-type]
         except MetricError as error:
             return Failure(reason="metric", message=str(error))
+        except MemoryError:
+            step = list(seconds)[-1].removesuffix("_function")
+            return Failure(reason=step, message="the model or its outputs do not fit into memory")  # type: ignore[arg-type]
         except Exception as error:
             step = list(seconds)[-1].removesuffix("_function")
             message = f"internal error, {type(error).__name__}: {' '.join(str(error).split())[:300]}"

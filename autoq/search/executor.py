@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from autoq.core.policy import Policy
 from autoq.core.result import Failure
 from autoq.errors import TrialError
-from autoq.runtime.gauge import Gauge, Measurement
+from autoq.runtime.gauge import Gauge, Measurement, measure_each
 from autoq.search.evaluate import Dropped, Evaluator, Scored, Workload
 from autoq.search.fidelity import Hurdle
 
@@ -43,10 +43,10 @@ class Executor(Protocol):
         """Latency and peak memory of a file; roughly where it is slower than ``idle_above`` (:class:`Gauge`)."""
         ...
 
-    def measure_many(self, models: Sequence[Path]) -> Sequence[Measurement]:
-        """Several files, timed in turn with each other and with float32 (:meth:`Gauge.measure_many`).
+    def measure_many(self, models: Sequence[Path]) -> Sequence[Measurement | Failure]:
+        """Several files, timed in turn with each other and with float32; why that failed, of some.
 
-        Raises :class:`autoq.errors.TrialError`.
+        See :meth:`Gauge.measure_many`.
         """
         ...
 
@@ -79,9 +79,9 @@ class LocalExecutor:
         """See :class:`Executor`."""
         return measured(self._meter, model, idle_above)
 
-    def measure_many(self, models: Sequence[Path]) -> Sequence[Measurement]:
+    def measure_many(self, models: Sequence[Path]) -> Sequence[Measurement | Failure]:
         """See :class:`Executor`."""
-        return self._meter.measure_many(list(models))
+        return measured_many(self._meter, models)
 
     def close(self) -> None:
         """See :class:`Executor`."""
@@ -110,3 +110,12 @@ def measured(meter: Gauge, model: Path, idle_above: float) -> Measurement | Fail
         return meter.measure(model, idle_above=idle_above)
     except TrialError as error:
         return Failure(reason=error.reason, message=str(error))  # type: ignore[arg-type]
+
+
+def measured_many(meter: Gauge, models: Sequence[Path]) -> list[Measurement | Failure]:
+    """The measurements, and why there is none, as values."""
+    found = measure_each(meter, list(models)) if models else []
+    return [
+        Failure(reason=each.reason, message=str(each)) if isinstance(each, TrialError) else each  # type: ignore[arg-type]
+        for each in found
+    ]

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from autoq.core.objectives import constraint_violations, metric_drop, point_losses, point_values
-from autoq.core.result import DroppedPoint, FrontPoint, MetricPair, Polish, Trial
-from autoq.errors import RunError
+from autoq.core.result import DroppedPoint, Failure, FrontPoint, MetricPair, Polish, Trial
+from autoq.errors import RunError, TrialError
 from autoq.model.target import Target
 from autoq.numerics.bootstrap import interval
 from autoq.numerics.pareto import non_dominated
@@ -33,11 +33,12 @@ Outputs = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """The front after the final check, best metric first, and what fell off it."""
+    """The front after the final check, best metric first, what fell off it, and what else there is to say."""
 
     baseline: FrontPoint
     points: tuple[FrontPoint, ...]
     dropped: tuple[DroppedPoint, ...]
+    notes: tuple[str, ...] = ()
 
 
 def check_front(
@@ -64,10 +65,10 @@ def check_front(
     beside it, for the record alone.
 
     A point falls off when it breaks a constraint on the final split, or when another point or float32 dominates it
-    there (latencies within :data:`LATENCY_STEP` of each other count as equal): the search split had flattered it.
-    Intervals are bootstrapped over groups of rows, paired with float32's.
-    Raises :class:`autoq.errors.TrialError` or :class:`autoq.errors.MetricError` when a model that was scored before
-    cannot be scored now.
+    there (latencies within :data:`LATENCY_STEP` of each other count as equal): the search split had flattered it. It
+    falls off as well when its file cannot be scored or timed now, for want of memory, say; a polished file that cannot
+    leaves the one before in its place. Intervals are bootstrapped over groups of rows, paired with float32's.
+    Raises :class:`autoq.errors.TrialError` when float32 cannot be scored, and :class:`autoq.errors.MetricError`.
     """
 
     def outputs(path: Path) -> Outputs:
@@ -75,16 +76,36 @@ def check_front(
         own = target if path.name.endswith(target.suffix) else Target.load("onnxruntime")
         return metric.reads(own.outputs(path, split.inputs, batch))
 
-    polished = polished or {}
-    every = [*paths, *(own.path for own in polished.values())]
-    step(f"scoring {len(every)} models on the final split")
+    polished = dict(polished or {})
+    asked = [*paths, *(own.path for own in polished.values())]
+    step(f"scoring {len(asked)} models on the final split")
+    answers, lost = _answers(outputs, [baseline_path, *asked], workers)
+    if baseline_path in lost:
+        raise TrialError("metric", lost[baseline_path])
+    scored = [path for path in asked if path not in lost]
+    step(f"timing {len(scored)} models in turn")
+    taken = dict(zip(scored, executor.measure_many(scored) if scored else [], strict=True))
+    lost |= {path: f"timing it: {each.message}" for path, each in taken.items() if isinstance(each, Failure)}
+    notes = [
+        f"{key} stays as it was before polishing, since its polished file failed in the final check: {lost[own.path]}"
+        for key, own in polished.items()
+        if own.path in lost
+    ]
+    dropped = [
+        DroppedPoint(point=_point(trial, path, run_folder), why=f"its file failed in the final check: {lost[path]}")
+        for trial, path in zip(front, paths, strict=True)
+        if path in lost
+    ]
+    kept = [(trial, path) for trial, path in zip(front, paths, strict=True) if path not in lost]
+    ids = {trial.id for trial, _ in kept}
+    polished = {key: own for key, own in polished.items() if key in ids and own.path not in lost}
+    every = [*(path for _, path in kept), *(own.path for own in polished.values())]
+    measured = [each for path in every if not isinstance(each := taken[path], Failure)]
+    found = [answers[path] for path in (baseline_path, *every)]
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        found = list(pool.map(outputs, [baseline_path, *every]))
         zipped = list(pool.map(zipped_bytes, [baseline_path, *every]))
     metrics = [metric(each, split.targets) for each in found]
     samples = bootstrap_paired(metric, found, split.targets, split.group, seed=seed)
-    step(f"timing {len(every)} models in turn")
-    measured = executor.measure_many(every) if every else []
     drops = [
         [metric_drop(own, base, problem.direction) for own, base in zip(row, samples[0], strict=True)]
         for row in samples
@@ -105,23 +126,16 @@ def check_front(
         )
 
     points = [
-        FrontPoint(
-            id=trial.id,
-            policy=trial.policy,
+        dataclasses.replace(
+            _point(trial, path, run_folder),
             metric=metric_pair(trial.metric, i),
             latency=measured[i - 1].latency,
-            size_bytes=int(_present(trial.size_bytes)),
-            peak_memory_bytes=trial.peak_memory_bytes,
-            weight_bits_mean=_present(trial.weight_bits_mean),
-            model_path=str(paths[i - 1].relative_to(run_folder)),
-            sha256=trial.sha256 or "",
-            origin=trial.origin,
             load_ms=measured[i - 1].load_ms,
             zip_bytes=_zip_bytes(measured[i - 1], zipped[i]),
         )
-        for i, trial in enumerate(front, start=1)
+        for i, (trial, path) in enumerate(kept, start=1)
     ]
-    for i, (key, own) in enumerate(polished.items(), start=1 + len(paths)):
+    for i, (key, own) in enumerate(polished.items(), start=1 + len(kept)):
         where = next(index for index, point in enumerate(points) if point.id == key)
         points[where] = _with_polish(
             points[where],
@@ -131,9 +145,50 @@ def check_front(
             zipped[i],
             own.path.relative_to(run_folder),
         )
-    rows = dict(zip([*(trial.id for trial in front), *polished], samples[1:], strict=True))  # the polished one's last
+    rows = dict(zip([*(trial.id for trial, _ in kept), *polished], samples[1:], strict=True))  # the polished one's last
     checked = _sorted_out(checked_baseline, points, problem)
-    return dataclasses.replace(checked, points=_with_gaps(checked.points, rows))
+    return dataclasses.replace(
+        checked,
+        points=_with_gaps(checked.points, rows),
+        dropped=(*checked.dropped, *dropped),
+        notes=tuple(notes),
+    )
+
+
+def _answers(
+    outputs: Callable[[Path], Outputs], paths: Sequence[Path], workers: int
+) -> tuple[dict[Path, Outputs], dict[Path, str]]:
+    """What the files answer, and why some do not: those that failed beside others were run once more, alone."""
+
+    def attempt(path: Path) -> Outputs | str:
+        try:
+            return outputs(path)
+        except TrialError as error:
+            return f"scoring it: {error}"
+        except MemoryError:
+            return "scoring it: it does not fit into memory"
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        first = dict(zip(paths, pool.map(attempt, paths), strict=True))
+    found = {path: attempt(path) if isinstance(each, str) else each for path, each in first.items()}
+    answers = {path: each for path, each in found.items() if not isinstance(each, str)}
+    return answers, {path: each for path, each in found.items() if isinstance(each, str)}
+
+
+def _point(trial: Trial, path: Path, run_folder: Path) -> FrontPoint:
+    """The point as the search left it."""
+    return FrontPoint(
+        id=trial.id,
+        policy=trial.policy,
+        metric=MetricPair(search=_present(trial.metric)),
+        latency=trial.latency,
+        size_bytes=int(_present(trial.size_bytes)),
+        peak_memory_bytes=trial.peak_memory_bytes,
+        weight_bits_mean=_present(trial.weight_bits_mean),
+        model_path=str(path.relative_to(run_folder)),
+        sha256=trial.sha256 or "",
+        origin=trial.origin,
+    )
 
 
 def _with_polish(

@@ -281,16 +281,18 @@ def _times(
         found = {name: each for name, each in taken if not isinstance(each, TrialError)}
         if not found:
             raise TrialError("measure", "none of its files runs here")
-        estimated = any(isinstance(each, Estimate) for each in found.values())
-        sizes = {name: files[name].stat().st_size for name in (*found, reference)}
-        if estimated:  # what computes a time knows at once what the device stores, too
-            sizes = {name: gauge.measure(files[name]).size_bytes or size for name, size in sizes.items()}
+        sizes = {name: each.size_bytes or files[name].stat().st_size for name, each in found.items()}
+        if reference not in sizes:
+            stored = any(each.size_bytes is not None for each in found.values())  # a gauge that knows what a device has
+            own = gauge.measure(files[reference]).size_bytes if stored else None
+            sizes[reference] = own or files[reference].stat().st_size
+    latencies = {name: each.latency for name, each in found.items()}
     return _Times(
-        ratios={**{name: _ratio(each) for name, each in found.items()}, reference: (1.0, 1.0, 1.0)},
-        ms=statistics.median(each.ms / each.ratio for each in found.values()),
+        ratios={**{name: _ratio(each) for name, each in latencies.items()}, reference: (1.0, 1.0, 1.0)},
+        ms=statistics.median(each.ms / each.ratio for each in latencies.values()),
         sizes=sizes,
-        by=next(iter(found.values())).by,
-        estimated=estimated,
+        by=next(iter(latencies.values())).by,
+        estimated=any(isinstance(each, Estimate) for each in latencies.values()),
     )
 
 

@@ -25,7 +25,7 @@ from autoq.runtime.gauge import Gauge, Measurement
 from autoq.runtime.kind import Kind, kind_of
 from autoq.runtime.machine import describe
 from autoq.search.evaluate import Dropped, Evaluator, Scored, Workload
-from autoq.search.executor import Task, attempted, measured, with_hurdles
+from autoq.search.executor import Task, attempted, measured, measured_many, with_hurdles
 from autoq.search.fidelity import Hurdle
 
 _QUIET = {
@@ -217,9 +217,9 @@ class RayExecutor:
         """See :class:`autoq.search.executor.Executor`."""
         return measured(self._meter, model, idle_above)
 
-    def measure_many(self, models: Sequence[Path]) -> Sequence[Measurement]:
+    def measure_many(self, models: Sequence[Path]) -> Sequence[Measurement | Failure]:
         """See :class:`autoq.search.executor.Executor`."""
-        return self._meter.measure_many(list(models))
+        return measured_many(self._meter, models)
 
     def close(self) -> None:
         """See :class:`autoq.search.executor.Executor`."""

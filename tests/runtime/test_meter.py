@@ -19,6 +19,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from autoq.errors import ProfileError, TrialError
+from autoq.runtime.gauge import measure_each
 from autoq.runtime.meter import Meter
 from autoq.runtime.timing import TimingPlan
 from autoq.runtime.turn import measuring_turn
@@ -188,6 +189,35 @@ def test_many_in_turn(meter, tmp_path, baseline):
     assert meter.measure_many([]) == []
     ratios, _ = meter.glance([big, baseline, big], TimingPlan(block_s=0.002, min_sittings=2, limit_s=0.01))
     assert len(ratios) == 3 and min(ratios) > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of another process are Linux's")
+def test_what_does_not_fit_together_is_timed_in_smaller_groups(tmp_path):
+    """The real cause: the measuring process may have so much memory and no more."""
+    import resource
+
+    baseline = two_layers(tmp_path / "small.onnx")
+    files = [two_layers(tmp_path / f"{number}.onnx", hidden=1 << 17) for number in range(4)]  # 64 MiB of weights each
+    huge = two_layers(tmp_path / "huge.onnx", hidden=1 << 20)
+    with Meter(baseline, {"x": X}, plan=QUICK, final_plan=QUICK) as meter:
+        need = meter.measure(files[0]).peak_memory_bytes
+        server = psutil.Process(meter._server._process.pid)
+        limit = server.memory_info().vms + 2 * need  # one or two have room, not three
+        resource.prlimit(server.pid, resource.RLIMIT_AS, (limit, limit))
+        asked = []
+        ask = meter._server.ask
+        meter._server.ask = lambda request, *rest: asked.append(len(request.get("models", ()))) or ask(request, *rest)
+        assert all(each.latency.ratio > 10 for each in meter.measure_many(files))
+        assert asked[0] == 5 and asked[-1] == 3  # the reference is one of them
+        found = measure_each(meter, [files[0], huge, baseline])
+        assert found[0].latency.ratio > 10 > found[2].latency.ratio
+        assert isinstance(found[1], TrialError) and "huge.onnx" in str(found[1])
+        with pytest.raises(TrialError, match=r"huge\.onnx"):
+            meter.measure_many([huge])
+        with pytest.raises(TrialError) as caught:  # a trial of it fails with its reason
+            meter.measure(huge)
+        assert caught.value.reason in ("load", "measure")
+        assert meter.measure(baseline).latency.ratio > 0  # and the next one is measured
 
 
 @pytest.mark.parametrize("content", [None, b"no model", b""])

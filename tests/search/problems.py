@@ -150,7 +150,7 @@ class TableExecutor:
             return Failure(reason="measure", message="this one cannot be timed")
         return Measurement(latency=make_latency(self._bits[model.stem] / 100), peak_memory_bytes=5000, load_ms=1.0)
 
-    def measure_many(self, models: Sequence[Path]) -> list[Measurement]:
+    def measure_many(self, models: Sequence[Path]) -> Sequence[Measurement | Failure]:
         missing = [path for path in models if not path.exists()]
         if missing:
             raise TrialError("load", f"{missing[0]} is not there")

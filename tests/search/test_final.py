@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from autoq.core.objectives import Values
 from autoq.core.policy import Policy
-from autoq.core.result import FrontPoint, MetricPair, Trial
+from autoq.core.result import Failure, FrontPoint, MetricPair, Trial
 from autoq.core.scheme import FLOAT32, Scheme
 from autoq.errors import TrialError
 from autoq.model.target import Target
@@ -61,10 +61,14 @@ class RatiosExecutor(TableExecutor):
         super().__init__()
         self.ratios = ratios
 
-    def measure_many(self, models: Sequence[Path]) -> list[Measurement]:
+    def measure_many(self, models: Sequence[Path]) -> list[Measurement | Failure]:
+        """A ratio of 0: it cannot be timed."""
+        ratios = [self.ratios[path.stem] for path in models]
         return [
-            Measurement(latency=make_latency(self.ratios[path.stem]), load_ms=1.0 + i, reference_load_ms=7.0 + i)
-            for i, path in enumerate(models)
+            Measurement(latency=make_latency(ratio), load_ms=1.0 + i, reference_load_ms=7.0 + i)
+            if ratio
+            else Failure(reason="load", message="no room for it")
+            for i, ratio in enumerate(ratios)
         ]
 
 
@@ -214,24 +218,44 @@ def test_an_empty_front_checks_the_baseline(tmp_path: Path, split: Split, accura
     assert found.baseline.metric.final == 0.9
 
 
-def test_a_file_that_has_gone_is_an_error_with_its_name(tmp_path: Path, split: Split, accuracy: Metric) -> None:
+def test_a_file_that_cannot_be_scored_or_timed_falls_off_alone(tmp_path: Path, split: Split, accuracy: Metric) -> None:
+    points = {"good": (0.89, 0.885, 0.8, 500), "large": (0.88, 0.88, 0.0, 400), "small": (0.80, 0.80, 0.6, 100)}
+    found = check(tmp_path, split, accuracy, points)
+    assert [stem(point) for point in found.points] == ["good", "small"]
+    assert [point.latency.ratio for point in found.points if point.latency] == [0.8, 0.6]
+    (dropped,) = found.dropped
+    assert dropped.why == "its file failed in the final check: timing it: no room for it"
+    # What the search had found of it stays on record.
+    assert stem(dropped.point) == "large" and dropped.point.metric == MetricPair(search=0.88)
+    assert dropped.point.latency is not None and dropped.point.latency.ratio == 0.5
+
+
+def gone(tmp_path: Path, split: Split, accuracy: Metric, baseline: Path) -> Checked:
     trial = make_trial(0, next(policies()), 0.8, 0.5, 100)
-    with pytest.raises(TrialError, match="gone"):
-        check_front(
-            [trial],
-            [tmp_path / "gone.onnx"],
-            _baseline_point(trial),
-            write_model(tmp_path / "float32.onnx", 0.9),
-            problem=make_problem(("a", "b")),
-            executor=TableExecutor(),
-            target=Target.load("onnxruntime"),
-            metric=accuracy,
-            split=split,
-            batch=64,
-            seed=0,
-            workers=1,
-            run_folder=tmp_path,
-        )
+    return check_front(
+        [trial],
+        [tmp_path / "gone.onnx"],
+        _baseline_point(trial),
+        baseline,
+        problem=make_problem(("a", "b")),
+        executor=TableExecutor(),
+        target=Target.load("onnxruntime"),
+        metric=accuracy,
+        split=split,
+        batch=64,
+        seed=0,
+        workers=1,
+        run_folder=tmp_path,
+    )
+
+
+def test_a_file_that_has_gone_falls_off_and_a_float32_that_has_is_an_error(
+    tmp_path: Path, split: Split, accuracy: Metric
+) -> None:
+    found = gone(tmp_path, split, accuracy, write_model(tmp_path / "float32.onnx", 0.9))
+    assert found.points == () and "final check: scoring it: ONNX Runtime rejects the model" in found.dropped[0].why
+    with pytest.raises(TrialError, match="rejects the model"):
+        gone(tmp_path, split, accuracy, tmp_path / "nowhere.onnx")
 
 
 def _baseline_point(trial: Trial) -> FrontPoint:
@@ -259,8 +283,9 @@ def test_a_latency_within_the_noise_keeps_no_point_on_the_front(tmp_path: Path, 
     assert [stem(dropped.point) for dropped in found.dropped] == ["by noise"]
 
 
+@pytest.mark.parametrize("ratio", [0.49, 0.0])
 def test_a_polished_point_stands_for_itself_and_keeps_what_it_was(
-    tmp_path: Path, split: Split, accuracy: Metric
+    tmp_path: Path, split: Split, accuracy: Metric, ratio: float
 ) -> None:
     """Both files are scored and timed; the polished one is on the front, also where the final split likes it less."""
     (tmp_path / "models").mkdir()
@@ -288,7 +313,7 @@ def test_a_polished_point_stands_for_itself_and_keeps_what_it_was(
         _baseline_point(trials[0]),
         write_model(tmp_path / "float32.onnx", 0.9),
         problem=make_problem(("a", "b")),
-        executor=RatiosExecutor({paths[0].stem: 0.5, paths[1].stem: 0.48, new.stem: 0.49}),
+        executor=RatiosExecutor({paths[0].stem: 0.5, paths[1].stem: 0.48, new.stem: ratio}),
         target=Target.load("onnxruntime"),
         metric=accuracy,
         split=split,
@@ -300,6 +325,11 @@ def test_a_polished_point_stands_for_itself_and_keeps_what_it_was(
     )
     (point,) = found.points  # the other one is dominated
     assert point.id == trials[1].id
+    if not ratio:  # the polished file cannot be timed
+        assert point.polish is None and point.model_path == f"models/{paths[1].name}"
+        why = "its polished file failed in the final check: timing it: no room for it"
+        assert found.notes == (f"{point.id} stays as it was before polishing, since {why}",)
+        return
     assert (point.model_path, point.sha256) == (f"models/{new.name}", "f" * 64)
     assert (point.size_bytes, point.peak_memory_bytes) == (99, 777)
     assert point.metric.search == 0.87
