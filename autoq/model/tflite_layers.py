@@ -202,7 +202,7 @@ def _numbers(
     if grid.bits == 8 and np.abs(values).max(initial=0) > _LARGEST:
         raise refusal(node, "has a bias that does not fit 32 bits at the scale of its input and weights")
     bias = values.astype(np.int32 if grid.bits == 8 else np.int64)
-    name = node.input[1].split("::")[0]
+    name = node.input[1].rpartition("::")[0]  # exporters have "::" in their own names, too
     return [
         emitter.file.weights(name, stored, weights.scale, axis),
         emitter.file.weights(f"{name}::bias", bias, step, 0),

@@ -10,31 +10,25 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
 
 from autoq.core.identity import sha256_hex
-from autoq.core.scheme import IN_BYTES, Scheme
+from autoq.core.scheme import Scheme
 from autoq.errors import AutoqError, RunError, TrialError
 from autoq.model.target import Target
 from autoq.model.tensorrt_check import tensorrt_problems
-from autoq.numerics.product import width
-from autoq.numerics.scales import WEIGHT_LEVELS
 from autoq.record.export_form import TENSORRT
 from autoq.record.manifest import ONNX_RUNTIME, activation_scales, read_manifest
+from autoq.record.verify_weights import STORED
 from autoq.runtime.data import load_split
 from autoq.runtime.executed import Executed, LayerNames, executed_kernels
+from autoq.runtime.litert_executed import executed_operators
 from autoq.runtime.metric import resolve_metric
 from autoq.runtime.openvino_executed import executed_layers
 from autoq.spec.job import load_job
 
 Status = Literal["ok", "failed", "skipped"]
 
-# What stands between a stored weight and the layer that reads it.
-_UNPACKING = frozenset(["Cast", "DequantizeLinear", "Gather", "Mul", "Pad", "Transpose"])
 _NAMES = {"onnxruntime": "stock ONNX Runtime", "openvino": "OpenVINO", "litert": "LiteRT"}
-_STORED = {8: TensorProto.INT8, 4: TensorProto.INT4, 2: TensorProto.INT2, 16: TensorProto.FLOAT16}
-_SHORT = {"bf16": TensorProto.BFLOAT16, "fp16": TensorProto.FLOAT16, "fp8": TensorProto.FLOAT8E4M3FN}
-_INDICES = {4: TensorProto.UINT4, 2: TensorProto.UINT2}
 
 
 def _executed_in_torch(runtime: Any, model: Path, layers: Sequence[LayerNames]) -> list[Executed]:
@@ -49,6 +43,7 @@ ExecutedBy = Callable[[Any, Path, Sequence[LayerNames]], list[Executed]]
 EXECUTED: Mapping[str, ExecutedBy] = {
     "onnxruntime": lambda runtime, model, layers: executed_kernels(model, layers),
     "openvino": executed_layers,
+    "litert": executed_operators,
     "torch": _executed_in_torch,
 }
 """Runtime -> what tells the kernel of each layer."""
@@ -191,7 +186,7 @@ def _layers(
     names = [
         LayerNames(layer=r["layer"], node=r["node"], weight=r["weight"], outputs=tuple(r["outputs"])) for r in records
     ]
-    graph = onnx.ModelProto.FromString(model).graph
+    weight_problem = STORED[target.suffix](model, names)
     return tuple(
         LayerCheck(
             layer=record["layer"],
@@ -200,7 +195,7 @@ def _layers(
             problem=_problem(
                 Scheme.parse(record["scheme"]), found, kernels_for_blocks=target.runtime.name == "onnxruntime"
             )
-            or _weight_problem(record, graph),
+            or weight_problem(record),
         )
         for record, found in zip(records, executed(target.runtime, path, names), strict=True)
     )
@@ -228,56 +223,6 @@ def _problem(scheme: Scheme, executed: Executed, *, kernels_for_blocks: bool = T
     if executed.runtime_conversion:
         return f"its weight passes through {executed.runtime_conversion} at every inference"
     return ""
-
-
-def _weight_problem(record: dict[str, Any], graph: onnx.GraphProto) -> str:
-    """What is wrong with the weight that a layer's node reads in the file, or nothing."""
-    scheme, weight = Scheme.parse(record["scheme"]), record["weight"]
-    producers = {name: node for node in graph.node for name in node.output}
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    node = next((node for node in graph.node if node.name == record["node"]), None)
-    if node is None or record["weight_index"] >= len(node.input):
-        return "the file has no such node"
-    name = node.input[record["weight_index"]]
-    while name in producers and producers[name].op_type in _UNPACKING:
-        unpacking = producers[name]
-        name = unpacking.input[1 if unpacking.op_type == "Gather" else 0]  # a codebook's indices
-    if name not in stored:
-        return "its weight is computed at every inference, from no stored one"
-    if name != weight and not name.startswith(f"{weight}::"):
-        return f"reads the weight {name!r}, not its own"
-    if scheme.weight is not None and scheme.weight.block is not None:
-        given = {attribute.name: attribute.i for attribute in node.attribute}
-        if (given.get("bits"), given.get("block_size")) != (scheme.weight.bits, scheme.weight.block):
-            return f"asked for {scheme}, the file's {node.op_type} has other bits or blocks"
-        return ""
-    kind = TensorProto.DataType.Name(stored[name].data_type)
-    coded = scheme.weight is not None and scheme.weight.rounding == "kmeans"
-    expected = (_INDICES if coded else _STORED).get(32 if scheme.weight is None else scheme.weight.stored_bits)
-    if scheme.floats is not None:
-        expected = _SHORT[scheme.floats]
-    if scheme.weight is not None and scheme.weight.rounding == "pq":
-        columns = _columns_of_a_code(graph, name)
-        if stored[name].data_type != TensorProto.UINT8 or columns != width(scheme.weight.bits):
-            return f"asked for {scheme}, the file holds {kind} with {columns or 'no'} columns to a code"
-        return ""
-    if scheme.weight is not None and scheme.weight.bits in IN_BYTES and stored[name].data_type == expected:
-        low, high = WEIGHT_LEVELS[scheme.weight.bits]
-        values = numpy_helper.to_array(stored[name])
-        if values.min(initial=0) < low or values.max(initial=0) > high:
-            return f"asked for {scheme.weight.bits}-bit weights, the file's go from {values.min()} to {values.max()}"
-    if expected is None and name != weight:
-        return f"asked for float32 weights, the file holds {kind}"
-    if expected is not None and stored[name].data_type != expected:
-        what = "indices into a codebook" if coded else "weights"
-        return f"asked for {scheme.weight_bits}-bit {what}, the file holds {kind}"
-    return ""
-
-
-def _columns_of_a_code(graph: onnx.GraphProto, codes: str) -> int | None:
-    """How many columns each code of product quantization stands for, from the centroids beside the codes."""
-    name = f"{codes.removesuffix('::codes')}::centroids"
-    return next((int(t.dims[-1]) for t in graph.initializer if t.name == name and len(t.dims) == 2), None)
 
 
 def _metric(path: Path, manifest: dict[str, Any], job_file: str | None, target: Target) -> list[Check]:

@@ -174,6 +174,13 @@ def _interpreter() -> Any:
     return Interpreter
 
 
+def flat_model(model: bytes) -> tuple[Any, Any]:
+    """What a TFLite file holds, as objects of the format's schema; and that schema."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(model, 0)), schema
+
+
 def _axes(model: bytes) -> list[list[Any]]:
     """Names and orders of inputs and outputs that the file carries; raises ``load`` for a file of another make."""
     from ai_edge_litert import schema_py_generated as schema

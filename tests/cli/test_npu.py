@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import yaml
 
+from autoq.core.identity import sha256_hex
 from autoq.core.result import Estimate
 from autoq.record.front import read_front
 from autoq.record.verify import verify
@@ -64,11 +67,65 @@ def test_search_export_verify_and_run(job: Path, tmp_path: Path, capsys: pytest.
     found = verify(out)
     assert found.ok and {check.name for check in found.checks if check.status == "ok"} >= {
         "load",
+        "precision",
         "metric, final split",
     }
+    codes = [(layer.layer, layer.executed.kernel.split()[0], layer.executed.precision) for layer in found.layers]
+    products, convs = "FULLY_CONNECTED", "CONV_2D"
+    kinds = [("conv1", convs), ("conv2", convs), ("fc1", products), ("fc2", products)]
+    assert codes == [(*kind, "int8") for kind in kinds]
+    assert "4 of 4 layers run in the precision asked for" in call(capsys, "verify", out, "--no-metric").out
+    refuse_what_is_not_as_asked(out)
     assert set(json.loads((out / "manifest.json").read_text())["also"]) == {"model_vela.tflite"}
     ran = subprocess.run([sys.executable, out / "infer.py"], capture_output=True, text=True, check=False)
     assert ran.returncode == 0 and "(1, 10)" in ran.stdout, ran.stderr
+
+
+def refuse_what_is_not_as_asked(out: Path) -> None:
+    """Other values, scales, zero points or types than the manifest's schemes have; ``out`` is as it was afterwards."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    kept = {name: (out / name).read_bytes() for name in ("model.tflite", "manifest.json")}
+
+    def problems(change: Callable[[Any], object], scheme: str = "w8a8@minmax") -> list[str]:
+        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(kept["model.tflite"], 0))
+        graph = model.subgraphs[0]
+        tensor = next(each for each in graph.tensors if each.name == b"w3")
+        change((model, graph, tensor))
+        builder = flatbuffers.Builder(1 << 20)
+        builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+        (out / "model.tflite").write_bytes(bytes(builder.Output()))
+        manifest = json.loads(kept["manifest.json"])
+        manifest["model"]["sha256"] = sha256_hex((out / "model.tflite").read_bytes())
+        manifest["layers"][2]["scheme"] = scheme
+        (out / "manifest.json").write_text(json.dumps(manifest))
+        found = verify(out, metric=False)
+        assert {check.name: check.status for check in found.checks}["precision"] == ("ok" if found.ok else "failed")
+        return [layer.problem for layer in found.layers if layer.problem]
+
+    def weights(values: list[int]) -> Callable[[Any], None]:
+        def change(given: Any) -> None:
+            model, _, tensor = given
+            data = np.resize(np.array(values, np.int8), len(model.buffers[tensor.buffer].data))
+            model.buffers[tensor.buffer].data = data.view(np.uint8)
+
+        return change
+
+    assert problems(weights([-127, 127])) == []
+    assert problems(weights([-8, 7]), "w4a8-gptq@mse") == []
+    assert problems(weights([-8, 8]), "w4a8-gptq@mse") == ["asked for 4-bit weights, the file's go from -8 to 8"]
+    assert problems(weights([-65, 64]), "w7a8@mse") == ["asked for 7-bit weights, the file's go from -65 to 64"]
+    assert problems(weights(list(range(0, 96, 6))), "w4a8-kmeans@mse") == []
+    assert problems(weights(list(range(17))), "w4a8-kmeans@mse") == ["asked for 16 values, the file's weights have 17"]
+    (scales,) = problems(lambda given: None, "w8a8-tensor@mse")
+    assert scales.startswith("asked for one scale, the file has ")
+    (floats,) = problems(lambda given: None, "w8")
+    assert floats.startswith("asked for float activations, runs in FULLY_CONNECTED")
+    (absent,) = problems(lambda given: setattr(given[2], "name", b"another"))
+    assert absent == "asked for 8-bit activations, runs in no kernel that could be found"
+    for name, data in kept.items():
+        (out / name).write_bytes(data)
 
 
 def test_an_operator_that_has_no_form_ends_the_job_before_the_search(
@@ -95,4 +152,4 @@ def test_an_accelerator_that_is_none(job: Path, tmp_path: Path, capsys: pytest.C
     values = yaml.safe_load(job.read_text()) | {"hardware": "u56.yaml"}
     (job.parent / "u56_job.yaml").write_text(yaml.safe_dump(values))
     done = call(capsys, "search", job.parent / "u56_job.yaml", "--out", tmp_path / "run", "--ray", "off", "--quiet")
-    assert done.code == 2 and "'ethos-u56' here; known: ethos-u55-128" in done.err
+    assert done.code == 2 and "'ethos-u56' here; did you mean" in done.err and "known: ethos-u55-128" in done.err

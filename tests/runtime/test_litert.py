@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from autoq.errors import ProfileError, TrialError
@@ -18,7 +21,9 @@ pytest.importorskip("ai_edge_litert", reason="the extra [npu] is not installed")
 
 from autoq.model.tflite import to_tflite
 from autoq.runtime.base import InputSpec, load_runtime
+from autoq.runtime.executed import LayerNames
 from autoq.runtime.litert import LiteRt, Port, Session
+from autoq.runtime.litert_executed import executed_operators, layers_of
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +106,56 @@ def test_nothing_is_printed(files: tuple[bytes, bytes, Any], tmp_path: Path) -> 
     command = [sys.executable, "-c", code, str(tmp_path / "model.tflite")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
     assert (done.stdout, done.stderr) == ("", "heard\n")
+
+
+NAMES = LayerNames(layer="c", node="conv", weight="w", outputs=("y",))
+
+
+def test_the_operator_of_a_layer_and_who_runs_it(files: tuple[bytes, bytes, Any], tmp_path: Path) -> None:
+    path = tmp_path / "model.tflite"
+    path.write_bytes(files[1])
+    weight = onnx.load_from_string(files[0]).graph.node
+    name = next(node for node in weight if node.op_type == "Conv").input[1].removesuffix("::dq")
+    names = LayerNames(layer="c", node="conv", weight=name, outputs=())
+    other = LayerNames(layer="d", node="d", weight="none", outputs=())
+    found = executed_operators(LiteRt(), path, [names, other])
+    assert [(each.layer, each.precision) for each in found] == [("c", "int8"), ("d", "")]
+    assert re.fullmatch(r"CONV_2D( \(XNNPACK\))?", found[0].kernel) and found[1].kernel == ""
+    assert layers_of(files[1], [names])["c"].weights.dtype == np.int8
+    # Without XNNPACK, nothing is said to run on it.
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    class Plain(LiteRt):
+        def __init__(self) -> None:
+            kind = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+            self._interpreter = lambda **given: Interpreter(**given, experimental_op_resolver_type=kind)
+
+    (plain,) = executed_operators(Plain(), path, [names])
+    assert (plain.kernel, plain.precision) == ("CONV_2D", "int8")
+
+
+def test_an_operator_that_computes_in_floats_says_so() -> None:
+    """A file of another make: the very precision that no layer of ours has."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    model, graph, made, code = schema.ModelT(), schema.SubGraphT(), schema.OperatorT(), schema.OperatorCodeT()
+    model.version, model.subgraphs, model.operatorCodes = 3, [graph], [code]
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.FULLY_CONNECTED
+    model.buffers, graph.tensors = [schema.BufferT()], []
+    for name, shape, data in (("x", [1, 4], None), ("w", [2, 4], np.ones((2, 4), np.float32)), ("y", [1, 2], None)):
+        tensor = schema.TensorT()
+        tensor.name, tensor.shape, tensor.type, tensor.buffer = name, shape, schema.TensorType.FLOAT32, 0
+        if data is not None:
+            tensor.buffer = len(model.buffers)
+            model.buffers.append(schema.BufferT())
+            model.buffers[-1].data = np.frombuffer(data.tobytes(), np.uint8)
+        graph.tensors.append(tensor)
+    made.opcodeIndex, made.inputs, made.outputs = 0, [0, 1, -1], [2]
+    graph.operators, graph.inputs, graph.outputs = [made], [0], [2]
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    found = layers_of(bytes(builder.Output()), [NAMES])["c"]
+    assert (found.code, found.precision, found.output) == ("FULLY_CONNECTED", "float32", "y")
+    assert dataclasses.replace(found, types=("INT16", "INT8", "INT16")).precision == "int16"
+    assert dataclasses.replace(found, types=("FLOAT32", "INT8", "FLOAT32")).precision == "float32 x int8 to float32"
