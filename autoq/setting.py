@@ -30,10 +30,10 @@ from autoq.runtime.data import Split, load_split
 from autoq.runtime.detect import detect, fit
 from autoq.runtime.gauge import METER, Gauge, load_gauge
 from autoq.runtime.machine import describe
+from autoq.runtime.meter import SEARCH_PLAN
 from autoq.runtime.metric import Metric, resolve_metric
 from autoq.runtime.ort import input_specs, open_session
 from autoq.runtime.profiles import read_profile
-from autoq.runtime.timing import TimingPlan
 from autoq.search.candidates import Candidates, candidates
 from autoq.search.evaluate import Workload
 from autoq.search.fidelity import Steps
@@ -222,7 +222,9 @@ def gauge_of(setting: Setting, reference: Path) -> Gauge:
     plan = None
     if latency.samples is not None:
         sittings = max(2, -(-latency.samples // 2))  # of two rounds each
-        plan = TimingPlan(max_rounds=2, min_sittings=sittings, max_sittings=sittings, limit_s=3600.0)
+        plan = dataclasses.replace(
+            SEARCH_PLAN, max_rounds=2, min_sittings=sittings, max_sittings=sittings, limit_s=3600.0
+        )
     return load_gauge(
         profile.measure.by,
         reference,

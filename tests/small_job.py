@@ -9,11 +9,13 @@ from __future__ import annotations
 import atexit
 import contextlib
 import fcntl
+import functools
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ import onnxruntime
 import pytest
 import yaml
 from onnx import TensorProto, helper, numpy_helper
+
+from autoq import search
 
 ROOT = Path(__file__).resolve().parents[1]
 # The user's own cache is left alone, and nothing that an earlier version computed is taken for this one's.
@@ -143,6 +147,19 @@ _PROFILE = {
     "ops": {op: {"allow": ["float32", "float16", "w*"]} for op in ("Conv", "Gemm", "MatMul")},
     "cost": {"float16": 1.0, "w8": 1.0, "w4": 1.0, "w2": 1.0, "w8a8": 0.5, "w4a8": 0.5, "w2a8": 0.5},
 }
+# A model of a chip in the meter's place: nothing is timed, and a trial takes a few hundredths of a second.
+ESTIMATED = {
+    "by": "roofline",
+    "options": {
+        "int8_gmacs_s": 64,
+        "vector_gops_s": 16,
+        "memory_gb_s": 4,
+        "sram_kib": 64,
+        "host_gmacs_s": 4,
+        "host_gops_s": 1,
+        "host_gb_s": 2,
+    },
+}
 _SPACE = {
     "version": 1,
     "name": "small",
@@ -150,13 +167,16 @@ _SPACE = {
 }
 
 
-def write_job(folder: Path, tracking: str | None = None, **changes: Any) -> Path:
-    """Model, data, profile, space and job file in ``folder``; the path of the job file."""
+def write_job(folder: Path, tracking: str | None = None, *, timed: bool = True, **changes: Any) -> Path:
+    """Model, data, profile, space and job file in ``folder``; the path of the job file.
+
+    Latencies are measured where ``timed``, else estimated: for tests that are about something else.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     model = small_model()
     (folder / "small.onnx").write_bytes(model.SerializeToString())
     np.savez(folder / "data.npz", **small_data(model))  # type: ignore[arg-type]
-    (folder / "cpu.yaml").write_text(yaml.safe_dump(_PROFILE))
+    (folder / "cpu.yaml").write_text(yaml.safe_dump(_PROFILE if timed else _PROFILE | {"measure": ESTIMATED}))
     (folder / "space.yaml").write_text(yaml.safe_dump(_SPACE))
     return dump_job(folder / "job.yaml", job_values(tracking, **changes))
 
@@ -191,15 +211,38 @@ def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (folder / ".making").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "run" / "front.png").exists():
-            job = write_job(folder, f"sqlite:///{folder}/mlflow.db", constraints={"max_metric_drop": 0.3})
-            done = autoq("search", job, "--out", folder / "run", "--ray", "off", "--quiet")
-            assert done.returncode == 0, done.stderr
+            job = write_job(folder, own_store(folder), constraints={"max_metric_drop": 0.3})
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                search(job, out=folder / "run", ray="off")
     return folder
 
 
+@functools.cache
+def _empty_store() -> Path:
+    """An MLflow database without runs, made once in a process: making one takes seconds."""
+    from autoq.record.tracking import _quiet
+
+    path = Path(CACHE) / "empty.db"
+    with _quiet():
+        from mlflow import MlflowClient
+
+        MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+def own_store(folder: Path) -> str:
+    """The URI of an MLflow database of its own in ``folder``, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "mlflow.db"
+    if not path.exists():
+        shutil.copyfile(_empty_store(), path)
+    return f"sqlite:///{path}"
+
+
 def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One MLflow database for all tests of this process: making one takes seconds."""
-    return f"sqlite:///{tmp_path_factory.getbasetemp()}/mlflow.db"
+    """One MLflow database for all tests of this process."""
+    return own_store(tmp_path_factory.getbasetemp())
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ from tests.small_job import (
     dump_job,
     job_values,
     one_policy_space,
+    own_store,
     shared_run,
     small_data,
     small_model,
@@ -256,7 +257,7 @@ def test_a_search_in_forms_keeps_them_and_says_what_they_give(
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_job(tmp_path_factory.mktemp("odd"), tracking_uri(tmp_path_factory))
+    return write_job(tmp_path_factory.mktemp("odd"), tracking_uri(tmp_path_factory), timed=False)
 
 
 def changed(job: Path, tracking: str, **changes: Any) -> Path:
@@ -454,9 +455,9 @@ def steps_values(uri: str, fidelity: str = "steps") -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def steps_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("steps")
-    write_job(folder)
+    write_job(folder, timed=False)
     np.savez(folder / "many.npz", **small_data(small_model(), seed=5, rows=800))  # type: ignore[arg-type]
-    return dump_job(folder / "steps.yaml", steps_values(f"sqlite:///{folder}/mlflow.db"))
+    return dump_job(folder / "steps.yaml", steps_values(own_store(folder)))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from autoq.search.store import TrialLog
 from autoq.setting import read_setting
 from autoq.spec.job import load_job
 from autoq.targets import TargetsOutcome, run_targets
-from tests.small_job import QUIET_SEARCH, autoq, dump_job, write_job
+from tests.small_job import QUIET_SEARCH, autoq, dump_job, own_store, write_job
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in QUIET_SEARCH]
 
@@ -50,7 +50,7 @@ def write_targets_job(folder: Path) -> Path:
         "objectives": ["metric", "latency", "size"],
         "constraints": {"max_metric_drop": 0.3},
         "budget": {"trials": 12},
-        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
+        "tracking": {"uri": own_store(folder)},
     }
     return dump_job(folder / "job.yaml", values)
 

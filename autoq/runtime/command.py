@@ -15,9 +15,11 @@ JSON the times are. Candidate and reference take turns, run by run; ``docs/comma
 from __future__ import annotations
 
 import math
+import shutil
 import statistics
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -98,15 +100,16 @@ class Command(Gauge):
         self._unit, self._rounds, self._final_rounds = UNITS[unit], rounds, final_rounds
         self._timeout_s, self._retries = float(timeout_s), retries
         self._batch, self._threads, self._reference_name = batch, threads, reference_name
-        self._folder = tempfile.TemporaryDirectory(prefix="autoq-command-")
-        self._feeds = Path(self._folder.name) / "feeds.npz"
+        self._folder = Path(tempfile.mkdtemp(prefix="autoq-command-"))
+        self._finalizer = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._feeds = self._folder / "feeds.npz"
         np.savez(self._feeds, **{name: np.asarray(array) for name, array in feeds.items()})  # type: ignore[arg-type]
         self._reference_sent = False
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Removes what was made here."""
-        self._folder.cleanup()
+        """Removes what was made here. Also happens when the gauge is forgotten."""
+        self._finalizer()
 
     def measure(self, candidate: Path, *, idle_above: float = math.inf) -> Measurement:
         """See :class:`~autoq.runtime.gauge.Gauge`."""

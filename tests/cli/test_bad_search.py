@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 
 from autoq.search.store import TrialLog
 from tests.cli.calls import Done, assert_one_message, call
-from tests.small_job import QUIET_SEARCH, ROWS, autoq, dump_job, small_data, small_model, write_job
+from tests.small_job import QUIET_SEARCH, ROWS, autoq, dump_job, own_store, small_data, small_model, write_job
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -28,7 +28,7 @@ Change = Callable[[dict[str, Any]], Any]
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("original")
-    write_job(folder, f"sqlite:///{folder}/mlflow.db")
+    write_job(folder, own_store(folder))
     return folder
 
 

@@ -20,7 +20,7 @@ from autoq.record.front import read_front
 from autoq.record.verify import verify
 from autoq.search.store import TrialLog
 from tests.cli.calls import call
-from tests.small_job import QUIET_SEARCH, small_data, small_model, write_job
+from tests.small_job import QUIET_SEARCH, own_store, small_data, small_model, write_job
 
 pytest.importorskip("ai_edge_litert", reason="the extra [npu] is not installed")
 pytest.importorskip("ethosu", reason="the extra [npu] is not installed")
@@ -33,7 +33,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small job for an Ethos-U55, its model without the Sub at the end."""
     folder = tmp_path_factory.mktemp("npu")
     objectives = ["metric", "latency", "size", "peak_memory"]
-    path = write_job(folder, f"sqlite:///{folder}/mlflow.db", hardware="npu-ethos-u55-256", objectives=objectives,
+    path = write_job(folder, own_store(folder), hardware="npu-ethos-u55-256", objectives=objectives,
                      constraints={"max_metric_drop": 0.5}, budget={"trials": 6})  # fmt: skip
     model = small_model()
     matmul, shift = model.graph.node[-2:]

@@ -13,7 +13,7 @@ from autoq.record.front import read_front
 from autoq.record.verify import verify
 from autoq.search.store import TrialLog
 from tests.cli.calls import call
-from tests.small_job import QUIET_SEARCH, write_job
+from tests.small_job import QUIET_SEARCH, own_store, write_job
 
 pytestmark = pytest.mark.filterwarnings(*QUIET_SEARCH)
 
@@ -23,7 +23,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference")
     path = write_job(
         folder,
-        f"sqlite:///{folder}/mlflow.db",
+        own_store(folder),
         objectives=["metric", "latency", "size"],
         constraints={"max_metric_drop": 0.5},
         budget={"trials": 6},

@@ -14,13 +14,17 @@ import yaml
 from autoq.record.front import read_front
 from autoq.record.manifest import read_manifest
 from autoq.record.verify import verify
-from tests.small_job import autoq, environment, write_job
+from tests.cli.calls import ran
+from tests.small_job import QUIET_SEARCH, environment, own_store, write_job
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs autoq[openvino]")
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs autoq[openvino]"),
+    pytest.mark.filterwarnings(*QUIET_SEARCH),
+]
 
 
 def write_openvino_job(folder: Path, **changes: object) -> Path:
-    job = write_job(folder, f"sqlite:///{folder}/mlflow.db", budget={"trials": 5}, **changes)
+    job = write_job(folder, own_store(folder), budget={"trials": 5}, **changes)
     profile = yaml.safe_load((folder / "cpu.yaml").read_text())
     (folder / "space.yaml").write_text(
         yaml.safe_dump({"version": 1, "name": "s", "schemes": ["float32", "w8a8@minmax"]})
@@ -35,18 +39,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The run folder, and the folder with its fastest point."""
     folder = tmp_path_factory.mktemp("openvino")
     job = write_openvino_job(folder, objectives=["metric", "size"])
-    done = autoq("search", job, "--out", folder / "run", "--ray", "off", "--quiet")
-    assert done.returncode == 0, done.stderr
-    done = autoq("export", folder / "run", "--select", "smallest", "--out", folder / "out")
-    assert done.returncode == 0, done.stderr
+    done = ran("search", job, "--out", folder / "run", "--ray", "off", "--quiet")
+    assert done.code == 0, done.err
+    done = ran("export", folder / "run", "--select", "smallest", "--out", folder / "out")
+    assert done.code == 0, done.err
     return folder / "run", folder / "out"
 
 
 def test_every_trial_ran(exported: tuple[Path, Path]) -> None:
-    run, _ = exported
-    front = read_front(run / "front.json")
+    folder, _ = exported
+    front = read_front(folder / "front.json")
     assert front.points and front.trials_failed == 0
-    record = json.loads((run / "run.json").read_text())
+    record = json.loads((folder / "run.json").read_text())
     assert record["runtime"] == {"name": "openvino", "options": {"precision": "f32"}}
 
 
@@ -84,14 +88,12 @@ def test_a_changed_ir_is_found(exported: tuple[Path, Path]) -> None:
     assert set(read_manifest(out)["also"]) == {"model.xml", "model.bin"}
 
 
-def test_without_the_extra_the_command_line_says_what_to_install(tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
-        "import sys\nsys.modules['openvino'] = None\n"
-    )  # as if it were not there
+def test_without_the_extra_the_command_line_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)  # as if it were not there
     job = write_openvino_job(tmp_path / "job")
-    env = environment()
-    env["PYTHONPATH"] = f"{tmp_path}:{env['PYTHONPATH']}"
-    done = autoq("search", job, "--out", tmp_path / "run", "--ray", "off", "--quiet", env=env)
-    assert done.returncode == 2
-    assert "pip install 'autoq[openvino]'" in " ".join(done.stderr.split())
-    assert "Traceback" not in done.stderr
+    done = ran("search", job, "--out", tmp_path / "run", "--ray", "off", "--quiet")
+    assert done.code == 2
+    assert "pip install 'autoq[openvino]'" in " ".join(done.err.split())
+    assert "Traceback" not in done.err

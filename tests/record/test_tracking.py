@@ -27,6 +27,7 @@ from autoq.core.scheme import FLOAT32
 from autoq.errors import TrackingError
 from autoq.record.front import read_front
 from autoq.record.tracking import Tracker
+from tests.small_job import own_store
 
 # MLflow and the libraries under it warn about themselves; those warnings are not ours to fix.
 pytestmark = pytest.mark.filterwarnings(
@@ -50,7 +51,7 @@ class Server:
         """Start it with the project's own settings, but for the port and the store; return when it answers."""
         store = {
             "MLFLOW_PORT": str(self.port),
-            "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{self._folder}/mlflow.db",
+            "MLFLOW_BACKEND_STORE_URI": own_store(self._folder),
             "MLFLOW_ARTIFACTS_DESTINATION": str(self._folder / "served"),
         }
         command = [sys.executable, "-m", "mlflow", "--env-file", str(self._root / "mlflow/server.env"), "server"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,8 @@ from autoq.runtime.command import Command
 from autoq.runtime.command_run import numbers_at, read_json
 from autoq.runtime.gauge import load_gauge
 from autoq.runtime.timing import TimingPlan
-from tests.small_job import ROOT, autoq, environment, write_job
+from tests.cli.calls import Done, ran
+from tests.small_job import QUIET_SEARCH, ROOT, own_store, write_job
 
 FEEDS = {"x": np.ones((1, 3, 8, 8), np.float32)}
 
@@ -226,18 +226,19 @@ def test_paths_into_json():
 EXAMPLE = yaml.safe_load((ROOT / "examples" / "command" / "profile.yaml").read_text())
 
 
-def search(folder: Path, run: list[str]) -> subprocess.CompletedProcess[str]:
+def search(folder: Path, command: list[str]) -> Done:
     """A short search with the example's profile and another command."""
-    profile = EXAMPLE | {"forms": "none", "measure": {"by": "command", "options": {"run": run, "rounds": 2}}}
-    job = write_job(folder, hardware="profile.yaml", budget={"trials": 4}, objectives=["metric", "latency"])
+    options = {"run": command, "rounds": 2, "final_rounds": 2}
+    profile = EXAMPLE | {"forms": "none", "measure": {"by": "command", "options": options}}
+    job = write_job(folder, hardware="profile.yaml", budget={"trials": 3}, objectives=["metric", "latency"])
     (folder / "profile.yaml").write_text(yaml.safe_dump(profile))
-    tracking = f"sqlite:///{folder}/mlflow.db"
-    command = ["search", job, "--out", folder / "run", "--ray", "off", "--quiet", "--tracking-uri", tracking]
-    return autoq(*command, cwd=ROOT, env=environment())
+    return ran("search", job, "--out", folder / "run", "--ray", "off", "--quiet", "--tracking-uri", own_store(folder))
 
 
-def test_the_example_searches_and_a_candidate_that_fails_is_a_failed_trial(tmp_path):
+@pytest.mark.filterwarnings(*QUIET_SEARCH)
+def test_the_example_searches_and_a_candidate_that_fails_is_a_failed_trial(tmp_path, monkeypatch):
     """The first candidate that is run never works: it is lost, and no other."""
+    monkeypatch.chdir(ROOT)
     code = f"""
 import os, runpy, sys
 name, bad = os.path.basename(sys.argv[1]), "{tmp_path}/bad"
@@ -249,7 +250,7 @@ sys.argv = ["time_model.py", *sys.argv[1:]]
 runpy.run_path("examples/command/time_model.py", run_name="__main__")
 """
     done = search(tmp_path, program(code, *EXAMPLE["measure"]["options"]["run"][2:], "--runs", "5"))
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     front = json.loads((tmp_path / "run" / "front.json").read_text())
     by = {point["latency"]["by"] for point in [front["baseline"], *front["points"]]}
     assert by == {f"the command {Path(sys.executable).name}"}
@@ -262,5 +263,5 @@ runpy.run_path("examples/command/time_model.py", run_name="__main__")
 
 def test_a_reference_that_fails_ends_the_search(tmp_path):
     done = search(tmp_path, program("import sys; sys.exit('no board')", "{model}"))
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "float32 model cannot be scored or measured" in done.stderr and "no board" in done.stderr
+    assert done.code == 2 and "Traceback" not in done.err
+    assert "float32 model cannot be scored or measured" in done.err and "no board" in done.err

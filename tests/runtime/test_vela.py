@@ -93,7 +93,7 @@ def test_the_gauge(tmp_path: Path) -> None:
         start = time.monotonic()
         assert gauge.measure_many([reference] * 50) == [measured] * 50
         assert gauge.glance([reference], TimingPlan()) == ([1.0], False)
-        assert time.monotonic() - start < 0.2
+        assert time.monotonic() - start < 8  # each would take half a second anew
         with pytest.raises(TrialError, match="Vela failed"):
             gauge.measure(bad)
 

@@ -9,11 +9,21 @@ import pytest
 
 import autoq
 from autoq.core.result import Trial
-from autoq.search.latency import FEWEST, LatencyTable, read_kept
+from autoq.search import latency
+from autoq.search.latency import LatencyTable, read_kept
 from autoq.search.store import TrialLog
 from tests.small_job import CACHE, QUIET_SEARCH, tracking_uri, write_job
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", *QUIET_SEARCH)
+
+FEWEST = 8  # files of a model, and so trials of a search that has one
+
+
+@pytest.fixture(autouse=True)
+def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models of a third of the files: how good they are is tests/search/test_latency.py's to say."""
+    monkeypatch.setattr(latency, "FEWEST", FEWEST)
+    monkeypatch.setattr(latency, "FILES_A_LAYER", 0)
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +49,10 @@ def test_a_search_that_goes_on_keeps_its_table(job: Path, tmp_path: Path) -> Non
 
     before = proposed(tmp_path / "first")
     shutil.rmtree(Path(CACHE) / "latency")
-    more = autoq.search(job, out=tmp_path / "first", ray="off", resume=True, trials=FEWEST + 2)
+    more = autoq.search(job, out=tmp_path / "first", ray="off", resume=True, trials=FEWEST + 1)
     assert read_kept(tmp_path / "first" / "latency.json") == table
     assert proposed(tmp_path / "first")[:FEWEST] == before
-    assert len(more.trials) == FEWEST + 2
+    assert len(more.trials) == FEWEST + 1
     assert not (Path(CACHE) / "latency").exists()  # nothing was measured anew
 
 
