@@ -202,8 +202,8 @@ class Meter(Gauge):
             kept = calm
             waited = len(every) >= plan.max_sittings or spent_s >= 2 * plan.limit_s * len(candidates)
             if waited and len(calm) < plan.min_sittings:
-                # Waiting on may take for ever. Work beside comes in bursts, and slows kernels that fill a core's units by
-                # more than it slows float32's: two calm sittings tell more than many disturbed ones.
+                # Waiting on may take for ever. Work beside comes in bursts, and slows kernels that fill a core's units
+                # by more than it slows float32's: two calm sittings tell more than many disturbed ones.
                 unslowed = [each for each in every if not each.slowed(plan, best_ms)]
                 kept = next((some for some in (calm, unslowed) if len(some) > 1), every)
                 if len(every) >= plan.min_sittings:
