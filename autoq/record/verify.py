@@ -187,29 +187,31 @@ def _layers(
         LayerNames(layer=r["layer"], node=r["node"], weight=r["weight"], outputs=tuple(r["outputs"])) for r in records
     ]
     weight_problem = STORED[target.suffix](model, names)
+    schemes = [Scheme.parse(record["scheme"]) for record in records]
+    wide = any(scheme.calibrated is not None and scheme.activation_bits == 16 for scheme in schemes)
     return tuple(
         LayerCheck(
             layer=record["layer"],
             asked=record["scheme"],
             executed=found,
-            problem=_problem(
-                Scheme.parse(record["scheme"]), found, kernels_for_blocks=target.runtime.name == "onnxruntime"
-            )
+            problem=_problem(scheme, found, wide=wide, kernels_for_blocks=target.runtime.name == "onnxruntime")
             or weight_problem(record),
         )
-        for record, found in zip(records, executed(target.runtime, path, names), strict=True)
+        for record, scheme, found in zip(records, schemes, executed(target.runtime, path, names), strict=True)
     )
 
 
-def _problem(scheme: Scheme, executed: Executed, *, kernels_for_blocks: bool = True) -> str:
+def _problem(scheme: Scheme, executed: Executed, *, wide: bool = False, kernels_for_blocks: bool = True) -> str:
     """What is wrong with how a layer runs, or nothing.
 
-    Without ``kernels_for_blocks``, the runtime reads blocks in its other kernels, or folds them.
+    ``wide``: the policy has 16-bit activations somewhere. What writes those computes in 16 bits, and ONNX Runtime,
+    which has no such kernels, in float32 between two roundings. Without ``kernels_for_blocks``, the runtime reads
+    blocks in its other kernels, or folds them.
     """
-    if scheme.activation_bits == 16 and scheme.activation is not None:
-        wide = executed.precision in ("float32", "int16")  # ONNX Runtime computes in float between 16-bit roundings
-        return "" if wide else f"asked for 16-bit activations, runs in {executed.kernel or 'no kernel that was found'}"
-    if scheme.activation is not None and executed.precision != "int8":
+    in_16 = wide and executed.precision in ("float32", "int16")
+    if scheme.calibrated is not None and scheme.activation_bits == 16 and not in_16:
+        return f"asked for 16-bit activations, runs in {executed.kernel or 'no kernel that could be found'}"
+    if scheme.activation is not None and executed.precision != "int8" and not in_16:
         return f"asked for 8-bit activations, runs in {executed.kernel or 'no kernel that could be found'}"
     if scheme.floats is not None and executed.precision != scheme.floats:
         return f"asked for {scheme}, runs in {executed.precision or 'no kernel that could be found'}"

@@ -44,6 +44,24 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.parametrize("profile", ["npu-ethos-u55-256", "npu-generic-int8"])
+def test_16_bits_beside_8(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], profile: str) -> None:
+    """Searched, shipped and proved: layers that write for one of 16 bits compute in 16 as well."""
+    space = {"version": 1, "name": "widths", "schemes": ["w8a8@minmax", "w8a16@minmax"], "seeds": ["w8a16@minmax"]}
+    (job.parent / "widths.yaml").write_text(yaml.safe_dump(space))
+    changed = yaml.safe_load(job.read_text()) | {"hardware": profile, "space": "widths.yaml", "budget": {"trials": 4}}
+    (job.parent / "widths-job.yaml").write_text(yaml.safe_dump(changed))
+    run, out = tmp_path / "run", tmp_path / "export"
+    done = call(capsys, "search", job.parent / "widths-job.yaml", "--out", run, "--ray", "off", "--quiet")
+    assert done.code == 0, done.err
+    trials = TrialLog(run / "trials.jsonl").read()
+    times = {trial.origin: trial.latency.ratio for trial in trials if isinstance(trial.latency, Estimate)}
+    assert times["seed:w8a16@minmax"] > min(times.values())
+    assert call(capsys, "export", run, "--select", "best", "--out", out).code == 0
+    found = verify(out)
+    assert found.ok, found
+
+
 def test_search_export_verify_and_run(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, out = tmp_path / "run", tmp_path / "export"
     done = call(capsys, "search", job, "--out", run, "--ray", "off", "--quiet")
