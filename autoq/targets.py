@@ -26,7 +26,9 @@ from autoq.core.result import Estimate, Front, FrontPoint, Latency
 from autoq.core.targets import TargetPoint, TargetResult, Targets, common_file
 from autoq.errors import JobError, RunError, TrialError
 from autoq.numerics.pareto import non_dominated
-from autoq.pipeline import RUNS, Events, Outcome, TakenOver, run_search, tracking_uri_of, wants_memory
+from autoq.pipeline import RUNS, Events, Outcome, TakenOver, run_search
+from autoq.pipeline.baseline import wants_memory
+from autoq.pipeline.start import tracking_uri_of
 from autoq.record.front import read_front
 from autoq.record.run_folder import RunFolder, free_name
 from autoq.record.targets import TARGETS_FILE, TargetsRecord, read_targets_record, write_targets

@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from autoq import pipeline
 from autoq.cli import main
 from autoq.core.policy import Policy
+from autoq.pipeline import run as flow
 from autoq.search.problem import Problem
 from autoq.search.proposer import Proposal
 from autoq.search.seeds import knapsack_seeds
@@ -47,7 +47,7 @@ class InTurn:
         """Nothing is learned."""
 
 
-def knapsack(setting: Any, problem: Problem, predicted: Any, latency: Any) -> InTurn:
+def knapsack(setting: Any, problem: Problem, predicted: Any, latency: Any, given: Any = ()) -> InTurn:
     """In place of the pipeline's proposer: over the same proxies, noise and measured times, as the other has."""
     times = latency.layer_times(setting.candidates, problem.complete) if latency else None
     traced = knapsack_seeds(setting.candidates, predicted, setting.profile, MANY, times)
@@ -63,8 +63,8 @@ def unpredicted(make: Any) -> Any:
 if __name__ == "__main__":
     contestant = sys.argv[1]
     if contestant == "knapsack":
-        pipeline._proposer = knapsack  # type: ignore[assignment]
+        flow.proposer_of = knapsack  # type: ignore[assignment]
     elif contestant not in AS_IT_IS:
-        pipeline._proposer = unpredicted(pipeline._proposer)
+        flow.proposer_of = unpredicted(flow.proposer_of)
     sys.argv = ["autoq", "search", *sys.argv[2:]]
     raise SystemExit(main())

@@ -32,10 +32,10 @@ from typing import Any
 import harness
 import numpy as np
 
-from autoq import pipeline
 from autoq.core.policy import Policy
 from autoq.core.result import Latency, Trial
 from autoq.pipeline import Events, run_search
+from autoq.pipeline import run as flow
 from autoq.record.tracking import Tracker
 from autoq.runtime.gauge import Measurement
 from autoq.search.evaluate import Scored
@@ -178,7 +178,7 @@ def long_search(job: dict[str, Any], trials: int, folder: Path) -> dict[str, Any
             print(f"  {done} trials, front {len(search.front)}, ms each so far: {each}", file=sys.stderr, flush=True)
 
     Search.run, Tracker.log_trial = timed_run, tracked  # type: ignore[method-assign]
-    pipeline._front_files = ended  # type: ignore[assignment]
+    flow.front_files = ended  # type: ignore[assignment]
     with contextlib.suppress(LoopEndedError):
         run_search(
             {**job, "budget": {"trials": trials, "patience": trials}}, out=folder / "run", ray="off",

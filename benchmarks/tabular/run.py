@@ -31,7 +31,7 @@ from table import MADE_UP, MEASURED, Table, load
 
 from autoq.core.policy import Policy
 from autoq.numerics.pareto import non_dominated
-from autoq.pipeline import PREDICTED_SEEDS
+from autoq.pipeline.guidance import PREDICTED_SEEDS
 from autoq.search.proposer import Proposer
 from autoq.search.seeds import opening, predicted_front
 

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from autoq.core.policy import Policy
 from autoq.errors import ProfileError, TrialError
 from autoq.model.lower import Lowering
-from autoq.pipeline import _layer_records
+from autoq.pipeline.start import layer_records
 from autoq.runtime.base import load_runtime
 from autoq.runtime.executed import LayerNames
 from autoq.runtime.meter import Meter
@@ -211,7 +211,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lowering, list[Laye
     lowering = lay_groundwork(setting.model, setting.candidates, setting.calibration, setting.inputs, cache_dir=None)
     names = [
         LayerNames(layer=r["layer"], node=r["node"], weight=r["weight"], outputs=tuple(r["outputs"]))
-        for r in _layer_records(setting.model, (), False)
+        for r in layer_records(setting.model, (), False)
     ]
     return lowering, names
 

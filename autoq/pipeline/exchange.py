@@ -1,0 +1,49 @@
+"""What a search is given besides its job, and what it gives back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoq.core.policy import Policy
+from autoq.core.result import Front, Trial
+from autoq.search.loop import Search
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Events:
+    """What a caller may watch: steps in words, finished trials (with all so far and the front), warnings."""
+
+    step: Callable[[str], None] = lambda text: None
+    trial: Callable[[Trial, Search], None] = lambda trial, search: None
+    warn: Callable[[str], None] = lambda text: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A finished search: its front, every trial, the folder that holds them, and where it was tracked."""
+
+    front: Front
+    trials: tuple[Trial, ...]
+    path: Path
+    tracking_uri: str
+    tracking_problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakenOver:
+    """What a search takes over from searches of the same job for other hardware.
+
+    ``known`` has the metric on the search split of files, by SHA-256, that were scored with the same arithmetic.
+    ``seeds`` are policies to begin with, whose schemes are taken as near as they can be had here. ``parent_run`` is the
+    MLflow run that this search's is shown under.
+    """
+
+    known: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    seeds: tuple[tuple[str, Policy], ...] = ()
+    parent_run: str | None = None
+
+
+NOTHING = TakenOver()

@@ -1,0 +1,243 @@
+"""The whole job, readable from top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from autoq.core.result import Front, FrontPoint, Trial
+from autoq.core.scheme import FLOAT32
+from autoq.errors import AutoqError
+from autoq.pipeline.baseline import float32_answers, form_gain, measured_baseline
+from autoq.pipeline.exchange import NOTHING, Events, Outcome, TakenOver
+from autoq.pipeline.front import directions, front_files, front_of, mark, point_of, polished_front, study_values
+from autoq.pipeline.guidance import latency_model, prediction, proposer_of
+from autoq.pipeline.notes import circumstances, health_of, notes_on, stop_notes, why_empty
+from autoq.pipeline.scoring import executor_of, problem_of, steps_of
+from autoq.pipeline.start import RUNS, open_tracker, run_record
+from autoq.record.front import write_front
+from autoq.record.publish import EXAMPLE_ROWS, publish
+from autoq.record.run_folder import RunFolder, free_name
+from autoq.record.running_front import RunningFront
+from autoq.record.tracking import Tracker
+from autoq.search.final import check_front
+from autoq.search.loop import Limits, Search
+from autoq.search.ranking import proxy_truths
+from autoq.search.store import TrialLog
+from autoq.search.study_record import StudyRecord
+from autoq.setting import Setting, choose_forms, gauge_of, groundwork_of, read_setting, workload_of, write_reference
+from autoq.spec.job import Job, load_job
+
+LAST_COPIES_S = 5.0
+"""How long a search that was ended goes on telling the tracking server of its trials; ``--resume`` tells the rest."""
+
+
+def run_search(
+    source: str | Path | Mapping[str, Any] | Job,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    trials: int | None = None,
+    time_limit: str | float | None = None,
+    ray: str = "local",
+    workers: int = 0,
+    tracking_uri: str | None = None,
+    seed: int | None = None,
+    polish: str | None = None,
+    force: bool = False,
+    base_dir: str | Path | None = None,
+    events: Events | None = None,
+    taken_over: TakenOver = NOTHING,
+) -> Outcome:
+    """Runs a job: reads and checks everything, calibrates, searches, checks the front on unseen data, records it.
+
+    ``ray`` is ``"local"``, ``"off"`` or a cluster's address; ``workers`` 0 is one a core. ``force`` searches on a
+    machine that the profile does not describe. Raises :class:`autoq.errors.AutoqError`; finished trials stay in the
+    run folder whatever happens.
+    """
+    events = events or Events()
+    started = time.monotonic()
+    job = load_job(source, base_dir).overridden(
+        trials=trials, time=time_limit, tracking_uri=tracking_uri, seed=seed, polish=polish
+    )
+    events.step("reading model and data")
+    setting = read_setting(job, force=force, warn=events.warn)
+    path = Path(out) if out is not None else free_name(RUNS, job.name)
+    with RunFolder(path).open(resume=resume) as folder:
+        recorded = folder.read() if resume else {}
+        setting = choose_forms(setting, recorded, step=events.step)
+        record = run_record(folder, setting, recorded)
+        tracker = open_tracker(folder, record, setting, taken_over, events)
+        record["tracking"] = {"uri": tracker.uri, "run_id": tracker.run_id}
+        folder.write(record)
+        status = "FAILED"
+        try:
+            front, found = _search(folder, setting, taken_over, tracker, started, ray, workers, events)
+            folder.write(record | {"stop_reason": front.stop_reason})
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            tracker.finish(status)  # type: ignore[arg-type]
+    return Outcome(front=front, trials=found, path=path, tracking_uri=tracker.uri, tracking_problems=tracker.problems)
+
+
+def _search(
+    folder: RunFolder,
+    setting: Setting,
+    taken_over: TakenOver,
+    tracker: Tracker,
+    started: float,
+    ray: str,
+    workers: int,
+    events: Events,
+) -> tuple[Front, tuple[Trial, ...]]:
+    job = setting.job
+    log = TrialLog(folder.trials)
+    finished = log.read()
+    # First, since a metric that does not fit the model shows here, and what follows may take minutes.
+    events.step("measuring float32")
+    answers = float32_answers(setting)
+    if setting.profile.reference == FLOAT32:
+        gauge = gauge_of(setting, setting.model.path)
+        baseline = measured_baseline(setting, answers, gauge, folder)
+        lowering = groundwork_of(setting, step=events.step)
+    else:
+        lowering = groundwork_of(setting, step=events.step)
+        gauge = gauge_of(setting, write_reference(setting, lowering, folder))
+        baseline = measured_baseline(setting, answers, gauge, folder)
+    form = form_gain(setting, lowering, gauge)
+    predicted = prediction(setting, lowering, events)
+    problem = problem_of(setting, lowering, baseline)
+    latency, latency_notes = latency_model(setting, lowering, problem, gauge, folder, bool(finished), events)
+    if latency is not None:
+        problem = dataclasses.replace(problem, latency=latency.ratio)
+    study = StudyRecord(
+        folder.study,
+        job.name,
+        directions(setting),
+        job.objectives,
+        layers=list(problem.choices),
+        schemes=problem.schemes(),
+    )
+
+    running = RunningFront(folder.front)
+    points: dict[int, FrontPoint] = {}
+    why, why_after = "", 0
+
+    def write_running_front(search: Search) -> None:
+        nonlocal why, why_after
+        for trial in search.front:
+            if trial.number not in points:
+                points[trial.number] = point_of(trial, search.model_path(trial.id), folder)
+        found = [points[trial.number] for trial in search.front]
+        # To find the nearest miss, all trials are looked at: not after every one of thousands.
+        if not found and len(search.trials) >= 1.05 * why_after:
+            why, why_after = why_empty(search, found), len(search.trials)
+        front = front_of(setting, baseline, search, found, started)
+        running.write(dataclasses.replace(front, form=form, why_empty="" if found else why))
+
+    finished_now: deque[Trial] = deque()
+
+    def on_trial(trial: Trial, search: Search) -> None:
+        finished_now.append(trial)
+        write_running_front(search)
+        events.trial(trial, search)
+
+    untracked: deque[Trial] = deque()
+
+    def copy_trials(over: Callable[[], bool] = lambda: False) -> None:
+        """The study and the tracking server get their copies while workers score, so that no trial waits for them."""
+        copied = [finished_now.popleft() for _ in range(len(finished_now))]
+        untracked.extend(copied)
+        study.add((trial, study_values(trial, setting)) for trial in copied)
+        while untracked and not over():
+            tracker.log_trial(untracked.popleft())
+
+    events.step("starting workers" if ray != "off" else "searching")
+    workload = workload_of(setting, lowering, steps_of(setting, answers), taken_over.known)
+    executor = executor_of(workload, gauge, ray, workers)
+    try:
+        search = Search(
+            problem=problem,
+            proposer=proposer_of(setting, problem, predicted, latency, taken_over.seeds),
+            executor=executor,
+            log=log,
+            models=folder.models,
+            clock=time.monotonic,
+            on_trial=on_trial,
+            meanwhile=copy_trials,
+            step_rows=setting.search.rows if workload.steps else None,
+            suffix=setting.target.suffix,
+        )
+        if not folder.front.exists():
+            write_running_front(search)
+        deadline = None if job.budget.time_s is None else started + job.budget.time_s
+        events.step("searching")
+        limits = Limits(
+            trials=job.budget.trials,
+            deadline=deadline,
+            until=job.budget.until.bounds if job.budget.until else None,
+            patience=job.budget.patience,
+        )
+        stop_reason = search.run(limits, finished)
+        copy_trials()
+        study.add((trial, study_values(trial, setting)) for trial in search.trials)  # what a crash kept from it
+        for trial in search.trials:
+            if trial.number < len(finished):
+                tracker.log_trial(trial)
+        paths = front_files(search, lowering, setting.target)
+        polished, polish_notes = polished_front(folder, setting, search, executor, events)
+        checked = check_front(
+            search.front,
+            paths,
+            baseline,
+            setting.model.path,
+            problem=problem,
+            executor=executor,
+            target=setting.target,
+            metric=setting.metric,
+            split=setting.final,
+            batch=job.data.batch,
+            seed=job.seed,
+            workers=os.cpu_count() or 1,
+            run_folder=folder.path,
+            polished=polished,
+            step=events.step,
+        )
+    finally:
+        with contextlib.suppress(AutoqError):  # what is on its way is the error that ends the search
+            ended = time.monotonic()
+            copy_trials(lambda: time.monotonic() - ended > LAST_COPIES_S)
+        executor.close()
+    truths = proxy_truths(problem, search.trials, predicted)
+    front = dataclasses.replace(
+        front_of(setting, checked.baseline, search, checked.points, started),
+        dropped=checked.dropped,
+        form=form,
+        why_empty=why_empty(search, checked.points),
+        final=True,
+        stop_reason=stop_reason,
+        notes=(
+            *mark(setting),
+            *stop_notes(limits, search, stop_reason),
+            *latency_notes,
+            *notes_on(setting, search, truths),
+            *polish_notes,
+            *checked.notes,
+        ),
+    )
+    write_front(front, folder.front)
+    events.step("writing the report")
+    extras = circumstances(setting, executor)
+    example = {name: array[:EXAMPLE_ROWS] for name, array in setting.search.inputs.items()}
+    health = health_of(setting, lowering, front, folder, events)
+    publish(folder.path, front, search.trials, extras, tracker, example, job.data.batch, health, setting.target, truths)
+    return front, tuple(search.trials)
