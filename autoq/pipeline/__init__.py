@@ -8,6 +8,7 @@
     baseline    float32, scored and measured like a candidate
     scoring     how candidates are judged, and who scores and measures them
     guidance    what guides proposals: sensitivity, the latency model, the first policies
+    live        what is kept up to date while it runs: the front's file, and copies of the trials
     front       the front's points and files, and polishing them
     notes       what is said of a search that has ended
 """

@@ -6,36 +6,31 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autoq.core.result import Front, FrontPoint, Trial
+from autoq.core.result import Front, Trial
 from autoq.core.scheme import FLOAT32
 from autoq.errors import AutoqError
 from autoq.pipeline.baseline import float32_answers, form_gain, measured_baseline
 from autoq.pipeline.exchange import NOTHING, Events, Outcome, TakenOver
-from autoq.pipeline.front import directions, front_files, front_of, mark, point_of, polished_front, study_values
+from autoq.pipeline.front import front_files, front_of, mark, polished_front
 from autoq.pipeline.guidance import latency_model, prediction, proposer_of
+from autoq.pipeline.live import Live
 from autoq.pipeline.notes import circumstances, health_of, notes_on, stop_notes, why_empty
 from autoq.pipeline.scoring import executor_of, problem_of, steps_of
 from autoq.pipeline.start import RUNS, open_tracker, run_record
 from autoq.record.front import write_front
 from autoq.record.publish import EXAMPLE_ROWS, publish
 from autoq.record.run_folder import RunFolder, free_name
-from autoq.record.running_front import RunningFront
 from autoq.record.tracking import Tracker
 from autoq.search.final import check_front
 from autoq.search.loop import Limits, Search
 from autoq.search.ranking import proxy_truths
 from autoq.search.store import TrialLog
-from autoq.search.study_record import StudyRecord
 from autoq.setting import Setting, choose_forms, gauge_of, groundwork_of, read_setting, workload_of, write_reference
 from autoq.spec.job import Job, load_job
-
-LAST_COPIES_S = 5.0
-"""How long a search that was ended goes on telling the tracking server of its trials; ``--resume`` tells the rest."""
 
 
 def run_search(
@@ -119,48 +114,7 @@ def _search(
     latency, latency_notes = latency_model(setting, lowering, problem, gauge, folder, bool(finished), events)
     if latency is not None:
         problem = dataclasses.replace(problem, latency=latency.ratio)
-    study = StudyRecord(
-        folder.study,
-        job.name,
-        directions(setting),
-        job.objectives,
-        layers=list(problem.choices),
-        schemes=problem.schemes(),
-    )
-
-    running = RunningFront(folder.front)
-    points: dict[int, FrontPoint] = {}
-    why, why_after = "", 0
-
-    def write_running_front(search: Search) -> None:
-        nonlocal why, why_after
-        for trial in search.front:
-            if trial.number not in points:
-                points[trial.number] = point_of(trial, search.model_path(trial.id), folder)
-        found = [points[trial.number] for trial in search.front]
-        # To find the nearest miss, all trials are looked at: not after every one of thousands.
-        if not found and len(search.trials) >= 1.05 * why_after:
-            why, why_after = why_empty(search, found), len(search.trials)
-        front = front_of(setting, baseline, search, found, started)
-        running.write(dataclasses.replace(front, form=form, why_empty="" if found else why))
-
-    finished_now: deque[Trial] = deque()
-
-    def on_trial(trial: Trial, search: Search) -> None:
-        finished_now.append(trial)
-        write_running_front(search)
-        events.trial(trial, search)
-
-    untracked: deque[Trial] = deque()
-
-    def copy_trials(over: Callable[[], bool] = lambda: False) -> None:
-        """The study and the tracking server get their copies while workers score, so that no trial waits for them."""
-        copied = [finished_now.popleft() for _ in range(len(finished_now))]
-        untracked.extend(copied)
-        study.add((trial, study_values(trial, setting)) for trial in copied)
-        while untracked and not over():
-            tracker.log_trial(untracked.popleft())
-
+    live = Live(setting, folder, problem, baseline, form, tracker, started, events)
     events.step("starting workers" if ray != "off" else "searching")
     workload = workload_of(setting, lowering, steps_of(setting, answers), taken_over.known)
     executor = executor_of(workload, gauge, ray, workers)
@@ -172,13 +126,13 @@ def _search(
             log=log,
             models=folder.models,
             clock=time.monotonic,
-            on_trial=on_trial,
-            meanwhile=copy_trials,
+            on_trial=live.on_trial,
+            meanwhile=live.copy_trials,
             step_rows=setting.search.rows if workload.steps else None,
             suffix=setting.target.suffix,
         )
         if not folder.front.exists():
-            write_running_front(search)
+            live.write_front(search)
         deadline = None if job.budget.time_s is None else started + job.budget.time_s
         events.step("searching")
         limits = Limits(
@@ -188,11 +142,7 @@ def _search(
             patience=job.budget.patience,
         )
         stop_reason = search.run(limits, finished)
-        copy_trials()
-        study.add((trial, study_values(trial, setting)) for trial in search.trials)  # what a crash kept from it
-        for trial in search.trials:
-            if trial.number < len(finished):
-                tracker.log_trial(trial)
+        live.copy_all(search, len(finished))
         paths = front_files(search, lowering, setting.target)
         polished, polish_notes = polished_front(folder, setting, search, executor, events)
         checked = check_front(
@@ -214,8 +164,7 @@ def _search(
         )
     finally:
         with contextlib.suppress(AutoqError):  # what is on its way is the error that ends the search
-            ended = time.monotonic()
-            copy_trials(lambda: time.monotonic() - ended > LAST_COPIES_S)
+            live.copy_last()
         executor.close()
     truths = proxy_truths(problem, search.trials, predicted)
     front = dataclasses.replace(
