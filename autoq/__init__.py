@@ -68,50 +68,58 @@ def search(
 
     from autoq.pipeline import Events, run_search
     from autoq.result import SearchResult
+    from autoq.spec.job import load_job
 
+    replaced = load_job(job, base_dir).overridden(
+        trials=trials, time=time, tracking_uri=tracking_uri, seed=seed, polish=polish
+    )
     events = Events(
         step=on_step,
         trial=lambda trial, search: on_trial(trial),
         warn=on_warning or (lambda text: warnings.warn(text, stacklevel=2)),
     )
-    outcome = run_search(
-        job,
-        out=out,
-        resume=resume,
-        trials=trials,
-        time_limit=time,
-        ray=ray,
-        workers=workers,
-        tracking_uri=tracking_uri,
-        seed=seed,
-        polish=polish,
-        force=force,
-        base_dir=base_dir,
-        events=events,
-    )
+    outcome = run_search(replaced, out=out, resume=resume, ray=ray, workers=workers, force=force, events=events)
     return SearchResult(outcome.front, outcome.trials, outcome.path)
 
 
-def search_targets(job: str | Path | Mapping[str, Any], **options: Any) -> TargetsOutcome:
+def search_targets(
+    job: str | Path | Mapping[str, Any],
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    trials: int | None = None,
+    time: str | float | None = None,
+    ray: str = "local",
+    workers: int = 0,
+    tracking_uri: str | None = None,
+    seed: int | None = None,
+    polish: str | None = None,
+    force: bool = False,
+    base_dir: str | Path | None = None,
+    on_step: Callable[[str], None] = lambda text: None,
+    on_trial: Callable[[Trial], None] = lambda trial: None,
+    on_warning: Callable[[str], None] | None = None,
+) -> TargetsOutcome:
     """Runs a job whose ``hardware`` is a list: a search for each profile, then every file on each of them.
 
-    ``options`` are those of :func:`search`; ``on_step``, ``on_trial`` and ``on_warning`` are told of every target's.
+    The options are those of :func:`search`; ``on_step``, ``on_trial`` and ``on_warning`` are told of every target's.
     The outcome has each target's own front (``fronts``) and what was found of all files on all targets (``targets``).
     """
     import warnings
 
     from autoq.pipeline import Events
+    from autoq.spec.job import load_job
     from autoq.targets import run_targets
 
-    on_trial = options.pop("on_trial", lambda trial: None)
-    events = Events(
-        step=options.pop("on_step", lambda text: None),
-        trial=lambda trial, search: on_trial(trial),
-        warn=options.pop("on_warning", lambda text: warnings.warn(text, stacklevel=2)),
+    replaced = load_job(job, base_dir).overridden(
+        trials=trials, time=time, tracking_uri=tracking_uri, seed=seed, polish=polish
     )
-    if "time" in options:
-        options["time_limit"] = options.pop("time")
-    return run_targets(job, events=events, **options)
+    events = Events(
+        step=on_step,
+        trial=lambda trial, search: on_trial(trial),
+        warn=on_warning or (lambda text: warnings.warn(text, stacklevel=2)),
+    )
+    return run_targets(replaced, out=out, resume=resume, ray=ray, workers=workers, force=force, events=events)
 
 
 def sensitivity(

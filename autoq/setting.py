@@ -92,9 +92,7 @@ def read_setting(job: Job, *, force: bool = False, warn: Callable[[str], None] =
             f"({', '.join(job.targets)}); `autoq search` and `autoq.search_targets` take several"
         )
     space = load_space(job.space, job.base_dir)
-    profile = read_profile(job.hardware, job.base_dir)
-    mismatch = check_machine(profile, force, warn)
-    target = Target.load(profile.runtime.name, profile.runtime.arguments)
+    profile, mismatch, target = _hardware(job, force, warn)
     metric = resolve_metric(job)
     model = read_model(job.model_path, equalized=space.equalization == "cross-layer")
     for note in model.notes:
@@ -123,6 +121,34 @@ def read_setting(job: Job, *, force: bool = False, warn: Callable[[str], None] =
         padding_mask=_padding_mask(job, specs),
         mismatch=mismatch,
     )
+
+
+def on_hardware(
+    setting: Setting, job: Job, *, force: bool = False, warn: Callable[[str], None] = lambda text: None
+) -> Setting:
+    """``setting`` for ``job``, which differs in its hardware alone: model and data are not read again.
+
+    Raises :class:`autoq.errors.AutoqError` as :func:`read_setting`.
+    """
+    profile, mismatch, target = _hardware(job, force, warn)
+    model = setting.model
+    return dataclasses.replace(
+        setting,
+        job=job,
+        profile=profile,
+        mismatch=mismatch,
+        target=target,
+        candidates=candidates(model.graph, model.layers, setting.space, profile, model.opset),
+        forms=(),
+        form_figures=(),
+    )
+
+
+def _hardware(job: Job, force: bool, warn: Callable[[str], None]) -> tuple[Profile, str, Target]:
+    """The job's profile, why it does not describe this machine where ``force`` lets it pass, and its target."""
+    profile = read_profile(job.hardware, job.base_dir)
+    mismatch = check_machine(profile, force, warn)
+    return profile, mismatch, Target.load(profile.runtime.name, profile.runtime.arguments)
 
 
 def check_machine(profile: Profile, force: bool, warn: Callable[[str], None]) -> str:

@@ -46,6 +46,7 @@ from autoq.search.seeds import weight_bytes
 from autoq.search.stopping import Guide
 from autoq.search.store import TrialLog
 from autoq.search.study_record import StudyRecord
+from autoq.spec.job import load_job
 
 GOAL_SHARE = 0.05
 TRACKED = 200
@@ -181,8 +182,11 @@ def long_search(job: dict[str, Any], trials: int, folder: Path) -> dict[str, Any
     flow.front_files = ended  # type: ignore[assignment]
     with contextlib.suppress(LoopEndedError):
         run_search(
-            {**job, "budget": {"trials": trials, "patience": trials}}, out=folder / "run", ray="off",
-            tracking_uri=f"sqlite:///{folder}/mlflow.db",
+            load_job({
+                **job, "budget": {"trials": trials, "patience": trials},
+                "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
+            }),
+            out=folder / "run", ray="off",
             events=Events(trial=on_trial, step=lambda text: print(f"  {text}", file=sys.stderr)),
         )  # fmt: skip
     late, last = marks[-2:]

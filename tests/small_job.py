@@ -181,6 +181,18 @@ def write_job(folder: Path, tracking: str | None = None, *, timed: bool = True, 
     return dump_job(folder / "job.yaml", job_values(tracking, **changes))
 
 
+def write_npu_job(folder: Path, tracking: str | None = None, **changes: Any) -> Path:
+    """As :func:`write_job`, the model without the Sub at its end, which has no form in TFLite here."""
+    path = write_job(folder, tracking, **changes)
+    model = small_model()
+    matmul, shift = model.graph.node[-2:]
+    matmul.output[0] = shift.output[0]
+    del model.graph.node[-1]
+    (folder / "small.onnx").write_bytes(model.SerializeToString())
+    np.savez(folder / "data.npz", **small_data(model))  # type: ignore[arg-type]
+    return path
+
+
 def dump_job(path: Path, values: Mapping[str, Any]) -> Path:
     """``values`` as the YAML file ``path``, which is returned."""
     path.write_text(yaml.safe_dump(dict(values), sort_keys=False))

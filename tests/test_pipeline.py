@@ -349,7 +349,7 @@ def test_a_metric_that_fails_on_candidates_fails_those_trials(
     seen: list[int] = []
     events = Events(step=steps.append, trial=lambda trial, search: seen.append(trial.number))
     monkeypatch.setenv("AUTOQ_CACHE", "/proc/nowhere")  # a cache that cannot be written costs time and nothing else
-    result = run_search(values, out=tmp_path / "run", ray="off", events=events)
+    result = run_search(load_job(values), out=tmp_path / "run", ray="off", events=events)
     reasons = [trial.failure.message for trial in result.trials if trial.failure]
     assert any("too bad to be true" in message for message in reasons)
     assert any("nan" in message for message in reasons)
@@ -384,7 +384,7 @@ def test_an_estimated_search_with_limits_on_a_machine_that_does_not_match(job: P
     }
     (job.parent / "board.yaml").write_text(yaml.safe_dump(profile))
     values = changed(job, uri, hardware="board.yaml", budget={"trials": 8}, objectives=["metric", "latency"])
-    result = run_search(values, out=tmp_path / "run", ray="off", force=True, events=Events())
+    result = run_search(load_job(values), out=tmp_path / "run", ray="off", force=True)
     failed = [trial.failure for trial in result.trials if trial.failure is not None]
     assert failed and {failure.reason for failure in failed} == {"limit"}
     assert all("limits.file_bytes is 40,000" in failure.message for failure in failed)

@@ -66,9 +66,7 @@ def cli() -> None:
 @click.option("--out", type=_PATH, help="Run folder; by default a new one in runs/.")
 @click.option("--resume", is_flag=True, help="Continue the search in the folder --out.")
 @click.option("--trials", type=click.IntRange(min=1), help="Candidates to evaluate, instead of the job's number.")
-@click.option(
-    "--time", "time_limit", metavar="DURATION", help="Stop searching after, for one, 10m; instead of the job's."
-)
+@click.option("--time", metavar="DURATION", help="Stop searching after, for one, 10m; instead of the job's.")
 @click.option(
     "--ray", default="local", metavar="local|off|ADDRESS", show_default=True, help="Where candidates are evaluated."
 )

@@ -38,11 +38,12 @@ def targets_with_progress(source: Path, *, quiet: bool, **options: Any) -> Targe
 
 def _watched(run: Callable[..., Found], source: Path, quiet: bool, options: dict[str, Any]) -> Found:
     console = Console(stderr=True, highlight=False)
-    job = load_job(source).overridden(trials=options["trials"], time=options["time_limit"])
+    replaced = {name: options.pop(name) for name in ("trials", "time", "tracking_uri", "seed", "polish")}
+    job = load_job(source).overridden(**replaced)
     if quiet:
-        return run(job, events=Events(warn=_warner(console)), **_rest(options, job))
+        return run(job, events=Events(warn=_warner(console)), **options)
     if not console.is_terminal:
-        return run(job, events=_lines(console, job.budget.trials), **_rest(options, job))
+        return run(job, events=_lines(console, job.budget.trials), **options)
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -64,7 +65,7 @@ def _watched(run: Callable[..., Found], source: Path, quiet: bool, options: dict
             trial=on_trial,
             warn=_warner(console),
         )
-        return run(job, events=events, **_rest(options, job))
+        return run(job, events=events, **options)
 
 
 def losses_with_progress(source: Path, *, quiet: bool, out: Path | None, **options: Any) -> tuple[LayerLosses, Path]:
@@ -145,11 +146,6 @@ def _probe_lines(console: Console) -> Watch:
 
 def _warner(console: Console) -> Any:
     return lambda text: console.print(f"autoq: [yellow]warning:[/yellow] {text}", soft_wrap=True)
-
-
-def _rest(options: dict[str, Any], job: Any) -> dict[str, Any]:
-    # The job already has its trials and time limit replaced.
-    return {key: value for key, value in options.items() if key not in ("trials", "time_limit")}
 
 
 def warner() -> Callable[[str], None]:

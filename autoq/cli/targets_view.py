@@ -9,7 +9,7 @@ from rich.table import Table
 
 from autoq.cli.front_view import console
 from autoq.core.targets import Targets
-from autoq.record.targets import COMMON_HEADINGS, HEADINGS, common_rows, common_text, front_of, point_row
+from autoq.record.targets import COMMON_HEADINGS, common_rows, common_text, front_of, headings, point_row
 
 
 def print_targets(targets: Targets, folder: Path) -> None:
@@ -18,7 +18,7 @@ def print_targets(targets: Targets, folder: Path) -> None:
     for target in targets.targets:
         front = front_of(target)
         title = f"{escape(targets.name)} on {escape(target.profile)}: {len(front)} points (final split)"
-        out.print(_table(title, HEADINGS, [point_row(point) for point in front]))
+        out.print(_table(title, headings(targets, target), [point_row(targets, target, point) for point in front]))
         out.print(
             f"Speed is against {target.reference}; float32 has {targets.metric_name} {target.baseline_metric:.4f}.",
             style="dim",
@@ -37,7 +37,7 @@ def print_targets(targets: Targets, folder: Path) -> None:
 def _table(title: str, headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
     table = Table(title=title, title_justify="left")
     for heading in headings:
-        table.add_column(heading)
+        table.add_column(escape(heading))
     for row in rows:
         table.add_row(*map(escape, row))
     return table

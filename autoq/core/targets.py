@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,7 +14,8 @@ class TargetPoint:
 
     ``found_for`` is the profile whose search found it, ``file`` its path relative to the folder of the whole search.
     ``metric`` is on the final split, on this target's runtime; ``drop`` is against float32 there, ``size_ratio`` too.
-    ``latency_ratio`` is against the target's reference, ``estimated`` where nothing ran. ``breaks`` has a sentence for
+    ``size_bytes`` is what this target stores. ``latency_ratio`` is against the target's reference, ``estimated`` where
+    nothing ran. Intervals are of 95 %, ``None`` where there is none. ``breaks`` has a sentence for
     each of the job's constraints that it breaks here. ``on_front`` says whether no other file beats it here.
     """
 
@@ -29,6 +31,9 @@ class TargetPoint:
     latency_ms: float | None = None
     estimated: bool = False
     peak_memory_bytes: int | None = None
+    metric_ci95: tuple[float, float] | None = None
+    drop_ci95: tuple[float, float] | None = None
+    latency_ci95: tuple[float, float] | None = None
     breaks: tuple[str, ...] = ()
     on_front: bool = False
 
@@ -77,6 +82,7 @@ class Targets:
     name: str
     objectives: tuple[str, ...]
     metric_name: str
+    metric_direction: Literal["maximize", "minimize"] = "maximize"
     targets: tuple[TargetResult, ...]
     common: CommonFile | None = None
     why_no_common: str = ""

@@ -10,6 +10,7 @@ from pathlib import Path
 from autoq.core.policy import Policy
 from autoq.core.result import Front, Trial
 from autoq.search.loop import Search
+from autoq.setting import Setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +37,13 @@ class Outcome:
 class TakenOver:
     """What a search takes over from searches of the same job for other hardware.
 
+    ``setting`` is what its job reads, where that was read already, before the forms are chosen.
     ``known`` has the metric on the search split of files, by SHA-256, that were scored with the same arithmetic.
     ``seeds`` are policies to begin with, whose schemes are taken as near as they can be had here. ``parent_run`` is the
     MLflow run that this search's is shown under.
     """
 
+    setting: Setting | None = None
     known: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seeds: tuple[tuple[str, Policy], ...] = ()
     parent_run: str | None = None

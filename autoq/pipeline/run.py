@@ -6,9 +6,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from autoq.core.result import Front, Trial
 from autoq.core.scheme import FLOAT32
@@ -30,27 +28,21 @@ from autoq.search.loop import Limits, Search
 from autoq.search.ranking import proxy_truths
 from autoq.search.store import TrialLog
 from autoq.setting import Setting, choose_forms, gauge_of, groundwork_of, read_setting, workload_of, write_reference
-from autoq.spec.job import Job, load_job
+from autoq.spec.job import Job
 
 
 def run_search(
-    source: str | Path | Mapping[str, Any] | Job,
+    job: Job,
     *,
     out: str | Path | None = None,
     resume: bool = False,
-    trials: int | None = None,
-    time_limit: str | float | None = None,
     ray: str = "local",
     workers: int = 0,
-    tracking_uri: str | None = None,
-    seed: int | None = None,
-    polish: str | None = None,
     force: bool = False,
-    base_dir: str | Path | None = None,
     events: Events | None = None,
     taken_over: TakenOver = NOTHING,
 ) -> Outcome:
-    """Runs a job: reads and checks everything, calibrates, searches, checks the front on unseen data, records it.
+    """Runs a job: reads and checks what it names, calibrates, searches, checks the front on unseen data, records it.
 
     ``ray`` is ``"local"``, ``"off"`` or a cluster's address; ``workers`` 0 is one a core. ``force`` searches on a
     machine that the profile does not describe. Raises :class:`autoq.errors.AutoqError`; finished trials stay in the
@@ -58,11 +50,10 @@ def run_search(
     """
     events = events or Events()
     started = time.monotonic()
-    job = load_job(source, base_dir).overridden(
-        trials=trials, time=time_limit, tracking_uri=tracking_uri, seed=seed, polish=polish
-    )
-    events.step("reading model and data")
-    setting = read_setting(job, force=force, warn=events.warn)
+    setting = taken_over.setting
+    if setting is None:
+        events.step("reading model and data")
+        setting = read_setting(job, force=force, warn=events.warn)
     path = Path(out) if out is not None else free_name(RUNS, job.name)
     with RunFolder(path).open(resume=resume) as folder:
         recorded = folder.read() if resume else {}

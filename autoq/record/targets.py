@@ -13,9 +13,11 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from autoq.core.result import FLOAT32_NAME
 from autoq.core.targets import TargetPoint, TargetResult, Targets
 from autoq.errors import RunError
 from autoq.record.files import write_atomically
+from autoq.record.summary import unit_of
 
 VERSION = 1
 TARGETS_FILE = "targets.json"
@@ -62,20 +64,36 @@ def read_targets_record(folder: Path) -> TargetsRecord:
         raise RunError(f"{path} is damaged at {where}; search again with another --out") from None
 
 
-HEADINGS = ("file", "found for", "metric", "drop", "speed", "size")
+def headings(targets: Targets, target: TargetResult) -> tuple[str, ...]:
+    """Of a target's table: :func:`point_row` says what is under them."""
+    _, unit = unit_of(targets.metric_name, targets.metric_direction, target.baseline_metric)
+    reference = "" if target.reference == FLOAT32_NAME else f" of {target.reference}"
+    return ("file", "found for", targets.metric_name, f"drop ({unit})", f"speed{reference}", "size")
 
 
-def point_row(point: TargetPoint) -> tuple[str, ...]:
-    """A file on one target, under :data:`HEADINGS`."""
+def point_row(targets: Targets, target: TargetResult, point: TargetPoint) -> tuple[str, ...]:
+    """A file on one target, its 95 % intervals in brackets."""
     speed = "-" if point.latency_ratio is None else f"{1 / point.latency_ratio:.2f}x"
+    if point.latency_ci95:
+        low, high = point.latency_ci95
+        speed += f" [{1 / high:.2f}, {1 / low:.2f}]"
     return (
         point.id,
         point.found_for,
         f"{point.metric:.4f}",
-        f"{point.drop:.4f}",
+        _drop(targets, target, point),
         speed + (" (estimated)" if point.estimated else ""),
-        f"{point.size_ratio:.3f} ({point.size_bytes / 1024:,.0f} KB)",
+        f"{point.size_ratio:.3f} ({point.size_bytes / 1e3:,.0f} KB)",
     )
+
+
+def _drop(targets: Targets, target: TargetResult, point: TargetPoint) -> str:
+    factor, _ = unit_of(targets.metric_name, targets.metric_direction, target.baseline_metric)
+    number, bound = (".2f", ".2f") if factor == 100 else (".4g", ".3g")
+    text = f"{point.drop * factor:{number}}"
+    if point.drop_ci95:
+        text += " [" + ", ".join(f"{value * factor:{bound}}" for value in point.drop_ci95) + "]"
+    return text
 
 
 def front_of(target: TargetResult) -> list[TargetPoint]:
@@ -133,7 +151,8 @@ def page(targets: Targets) -> str:
             f'<h2>{html.escape(target.profile)}</h2><p>{html.escape(against)}. <a href="{target.run}/report.html">'
         )
         parts.append("Its own search</a></p>")
-        parts.append(_table(HEADINGS, [point_row(point) for point in front_of(target)]))
+        rows = [point_row(targets, target, point) for point in front_of(target)]
+        parts.append(_table(headings(targets, target), rows))
         parts += [f"<p>{html.escape(name)} does not run: {html.escape(why)}</p>" for name, why in target.refused]
     style = "body{font:15px sans-serif;margin:2em}td,th{padding:.2em .8em;text-align:left}"
     head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(targets.name)}</title><style>{style}</style>'

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,6 +30,39 @@ LATENCY_STEP = 0.01
 """Latencies nearer to each other than this are not ranked; repeated measurements of one file differ by up to 0.5 %."""
 
 Outputs = Mapping[str, np.ndarray]
+
+
+class FinalMetric(NamedTuple):
+    """A metric on the final split, its 95 % interval, and that of the drop against float32 on the same rows."""
+
+    value: float
+    ci95: tuple[float, float] | None
+    drop_ci95: tuple[float, float] | None
+
+
+def outputs_of(target: Target, path: Path, inputs: Outputs, batch: int) -> Outputs:
+    """Of a file on ``target``. The float32 model as given is ONNX, whatever the target's files are."""
+    own = target if path.name.endswith(target.suffix) else Target.load("onnxruntime")
+    return own.outputs(path, inputs, batch)
+
+
+def final_metrics(
+    metric: Metric, outputs: Sequence[Outputs], split: Split, *, seed: int
+) -> tuple[list[FinalMetric], np.ndarray]:
+    """The metrics of several models on one split, of which the first is float32; and their bootstrap samples.
+
+    The samples ``[models, resamples]`` are over groups of rows, and paired. Raises :class:`autoq.errors.MetricError`.
+    """
+    values = [metric(each, split.targets) for each in outputs]
+    samples = bootstrap_paired(metric, outputs, split.targets, split.group, seed=seed)
+    drops = [
+        [metric_drop(own, base, metric.direction) for own, base in zip(row, samples[0], strict=True)] for row in samples
+    ]
+    found = [
+        FinalMetric(value, interval(row), interval(np.asarray(drop)))
+        for value, row, drop in zip(values, samples, drops, strict=True)
+    ]
+    return found, samples
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,14 +106,12 @@ def check_front(
     """
 
     def outputs(path: Path) -> Outputs:
-        # The float32 model as given is ONNX, whatever the target's files are.
-        own = target if path.name.endswith(target.suffix) else Target.load("onnxruntime")
-        return metric.reads(own.outputs(path, split.inputs, batch))
+        return metric.reads(outputs_of(target, path, split.inputs, batch))
 
     polished = dict(polished or {})
     asked = [*paths, *(own.path for own in polished.values())]
     step(f"scoring {len(asked)} models on the final split")
-    answers, lost = _answers(outputs, [baseline_path, *asked], workers)
+    answers, lost = answers_of(outputs, [baseline_path, *asked], workers)
     if baseline_path in lost:
         raise TrialError("metric", lost[baseline_path])
     scored = [path for path in asked if path not in lost]
@@ -104,25 +136,18 @@ def check_front(
     found = [answers[path] for path in (baseline_path, *every)]
     with ThreadPoolExecutor(max(1, workers)) as pool:
         zipped = list(pool.map(zipped_bytes, [baseline_path, *every]))
-    metrics = [metric(each, split.targets) for each in found]
-    samples = bootstrap_paired(metric, found, split.targets, split.group, seed=seed)
-    drops = [
-        [metric_drop(own, base, problem.direction) for own, base in zip(row, samples[0], strict=True)]
-        for row in samples
-    ]
+    metrics, samples = final_metrics(metric, found, split, seed=seed)
     checked_baseline = dataclasses.replace(
         baseline,
-        metric=MetricPair(search=baseline.metric.search, final=metrics[0], final_ci95=interval(samples[0])),
+        metric=MetricPair(search=baseline.metric.search, final=metrics[0].value, final_ci95=metrics[0].ci95),
         load_ms=_baseline_load_ms(baseline, measured),
         zip_bytes=zipped[0],
     )
 
     def metric_pair(search_metric: float | None, i: int) -> MetricPair:
+        found = metrics[i]
         return MetricPair(
-            search=_present(search_metric),
-            final=metrics[i],
-            final_ci95=interval(samples[i]),
-            drop_ci95=interval(np.asarray(drops[i])),
+            search=_present(search_metric), final=found.value, final_ci95=found.ci95, drop_ci95=found.drop_ci95
         )
 
     points = [
@@ -155,7 +180,7 @@ def check_front(
     )
 
 
-def _answers(
+def answers_of(
     outputs: Callable[[Path], Outputs], paths: Sequence[Path], workers: int
 ) -> tuple[dict[Path, Outputs], dict[Path, str]]:
     """What the files answer, and why some do not: those that failed beside others were run once more, alone."""
@@ -199,7 +224,7 @@ def _with_polish(
         before,
         metric=metric,
         latency=measured.latency,
-        size_bytes=int(_present(record.size_bytes)),
+        size_bytes=polished.size_bytes,
         peak_memory_bytes=polished.peak_memory_bytes,
         model_path=str(path),
         sha256=record.sha256 or "",

@@ -23,10 +23,11 @@ from autoq.search.problem import Problem
 
 @dataclass(frozen=True, slots=True)
 class Polished:
-    """A point's polished file, what polishing came to, and its peak memory where that was measured."""
+    """A point's polished file, what polishing came to, the file's size on the target and its peak memory, if known."""
 
     path: Path
     record: PolishRecord
+    size_bytes: int
     peak_memory_bytes: int | None
 
 
@@ -77,7 +78,8 @@ def polish_front(
         if isinstance(measured, Failure):
             failures[trial.id] = measured
         else:
-            polished[trial.id] = Polished(path, better[trial.id], measured.peak_memory_bytes)
+            size = path.stat().st_size if measured.size_bytes is None else measured.size_bytes
+            polished[trial.id] = Polished(path, better[trial.id], size, measured.peak_memory_bytes)
     return polished, _notes(front, polished, records, failures, limit_s)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 import yaml
@@ -20,7 +19,7 @@ from autoq.record.front import read_front
 from autoq.record.verify import verify
 from autoq.search.store import TrialLog
 from tests.cli.calls import call
-from tests.small_job import QUIET_SEARCH, own_store, small_data, small_model, write_job
+from tests.small_job import QUIET_SEARCH, own_store, write_npu_job
 
 pytest.importorskip("ai_edge_litert", reason="the extra [npu] is not installed")
 pytest.importorskip("ethosu", reason="the extra [npu] is not installed")
@@ -33,15 +32,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small job for an Ethos-U55, its model without the Sub at the end."""
     folder = tmp_path_factory.mktemp("npu")
     objectives = ["metric", "latency", "size", "peak_memory"]
-    path = write_job(folder, own_store(folder), hardware="npu-ethos-u55-256", objectives=objectives,
-                     constraints={"max_metric_drop": 0.5}, budget={"trials": 6})  # fmt: skip
-    model = small_model()
-    matmul, shift = model.graph.node[-2:]
-    matmul.output[0] = shift.output[0]
-    del model.graph.node[-1]
-    (folder / "small.onnx").write_bytes(model.SerializeToString())
-    np.savez(folder / "data.npz", **small_data(model))  # type: ignore[arg-type]
-    return path
+    return write_npu_job(folder, own_store(folder), hardware="npu-ethos-u55-256", objectives=objectives,
+                         constraints={"max_metric_drop": 0.5}, budget={"trials": 6})  # fmt: skip
 
 
 @pytest.mark.parametrize("profile", ["npu-ethos-u55-256", "npu-generic-int8"])

@@ -321,7 +321,7 @@ def test_a_polished_point_stands_for_itself_and_keeps_what_it_was(
         seed=0,
         workers=1,
         run_folder=tmp_path,
-        polished={trials[1].id: Polished(new, record, 777)},
+        polished={trials[1].id: Polished(new, record, 98, 777)},
     )
     (point,) = found.points  # the other one is dominated
     assert point.id == trials[1].id
@@ -331,7 +331,7 @@ def test_a_polished_point_stands_for_itself_and_keeps_what_it_was(
         assert found.notes == (f"{point.id} stays as it was before polishing, since {why}",)
         return
     assert (point.model_path, point.sha256) == (f"models/{new.name}", "f" * 64)
-    assert (point.size_bytes, point.peak_memory_bytes) == (99, 777)
+    assert (point.size_bytes, point.peak_memory_bytes) == (98, 777)
     assert point.metric.search == 0.87
     assert point.metric.final == np.ceil(0.82 * ROWS) / ROWS
     assert point.latency is not None and point.latency.ratio == 0.49

@@ -31,9 +31,9 @@ WORK = PolishWork(kind="sequential", inputs={"x": np.zeros(8)}, unit=1)
 class PolishExecutor(TableExecutor):
     """Polishes as told, by the first layer's scheme: ``"better"``, ``"worse"``, or a failure; last item first."""
 
-    def __init__(self, outcomes: dict[str, str | Failure]) -> None:
+    def __init__(self, outcomes: dict[str, str | Failure], stored: int | None = None) -> None:
         super().__init__()
-        self.outcomes = outcomes
+        self.outcomes, self.stored = outcomes, stored
         self.polished: list[str] = []
 
     def run(self, task: Any, shared: Any, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
@@ -64,7 +64,7 @@ class PolishExecutor(TableExecutor):
 
     def measure(self, model: Path, idle_above: float = math.inf) -> Measurement | Failure:
         self.measured.append(model.name)
-        return Measurement(latency=make_latency(0.5), peak_memory_bytes=4321, load_ms=1.0)
+        return Measurement(latency=make_latency(0.5), peak_memory_bytes=4321, load_ms=1.0, size_bytes=self.stored)
 
 
 def front_of(**metrics: float) -> list[Trial]:
@@ -95,6 +95,9 @@ def test_what_is_better_is_kept_and_the_rest_is_told(tmp_path: Path) -> None:
     own: Polished = found[front[1].id]
     assert own.path.read_bytes() == f"polished {front[1].id}".encode()
     assert (own.record.metric, own.record.layers, own.peak_memory_bytes) == (0.88, 1, 4321)
+    assert own.size_bytes == own.path.stat().st_size
+    stored = PolishExecutor(dict.fromkeys(FRONT, "better"), stored=12)  # as Vela packs it
+    assert {each.size_bytes for each in polish(tmp_path / "npu", front, stored)[0].values()} == {12}
     assert executor.measured == [own.path.name]
     assert notes[0].startswith("1 of 3 points were polished")
     assert any(front[0].id in note and "no nearer" in note for note in notes)
