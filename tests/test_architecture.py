@@ -37,7 +37,7 @@ HOMES = {
     "ai_edge_litert": {"model/tflite_file.py", "runtime/litert.py", "runtime/vela_compile.py"},
     "optuna": {"search/history.py", "search/proposer.py", "search/sampler.py", "search/study_record.py"},
     "ray": {"search/ray_executor.py"},
-    "mlflow": {"record/tracking.py"},
+    "mlflow": {"record/tracking.py", "record/tracking_model.py", "record/tracking_server.py"},
     "torch": {
         "model/load.py",
         "model/reconstruct.py",
