@@ -47,7 +47,7 @@ class InTurn:
         """Nothing is learned."""
 
 
-def knapsack(setting: Any, problem: Problem, predicted: Any, latency: Any, given: Any = ()) -> InTurn:
+def knapsack(setting: Any, problem: Problem, predicted: Any, latency: Any, taken_over: Any = None) -> InTurn:
     """In place of the pipeline's proposer: over the same proxies, noise and measured times, as the other has."""
     times = latency.layer_times(setting.candidates, problem.complete) if latency else None
     traced = knapsack_seeds(setting.candidates, predicted, setting.profile, MANY, times)

@@ -16,6 +16,7 @@ from autoq.core.scheme import FLOAT32
 from autoq.errors import MetricError, ProfileError, TrialError
 from autoq.model.lower import Lowering
 from autoq.model.target import Target
+from autoq.pipeline.exchange import Events, TakenOver
 from autoq.record.run_folder import RunFolder
 from autoq.runtime.gauge import Gauge
 from autoq.setting import Setting
@@ -37,8 +38,14 @@ def form_gain(setting: Setting, lowering: Lowering, gauge: Gauge) -> FormGain | 
     return FormGain(names=setting.forms, latency=latency) if isinstance(latency, Latency) else None
 
 
-def float32_answers(setting: Setting) -> Mapping[str, np.ndarray]:
-    """The outputs on the search split of the float32 model as its file gave it, on the target where that runs ONNX."""
+def float32_answers(setting: Setting, taken_over: TakenOver, events: Events) -> Mapping[str, np.ndarray]:
+    """The outputs on the search split of the float32 model as its file gave it, on the target where that runs ONNX.
+
+    They come first of all: a metric that does not fit the model shows in them, and what follows may take minutes.
+    """
+    events.step("measuring float32")
+    if taken_over.answers is not None:
+        return taken_over.answers
     target = setting.target if setting.target.runs_onnx else Target.load("onnxruntime")
     try:
         return target.outputs(setting.model.path, setting.search.inputs, setting.job.data.batch)

@@ -6,16 +6,16 @@ import os
 import time
 from collections.abc import Callable, Sequence
 
-from autoq.core.policy import Policy
 from autoq.model.bank import default_cache_dir
 from autoq.model.lower import Lowering
 from autoq.model.parts import Parts
 from autoq.model.suffix import Suffixes
-from autoq.pipeline.exchange import Events
+from autoq.pipeline.exchange import NOTHING, Events, TakenOver
 from autoq.record.run_folder import RunFolder
 from autoq.runtime.gauge import Gauge
 from autoq.runtime.machine import describe, software_versions
 from autoq.search.latency import LatencyModel, cached_table, keep, measure_table, read_kept, time_for_it
+from autoq.search.other_hardware import likeliest
 from autoq.search.problem import Problem, nearest_of
 from autoq.search.proposer import Proposer
 from autoq.search.seeds import Seed, opening_seeds, proxies
@@ -116,14 +116,28 @@ def latency_model(
     return model if kept.check.good else None, (str(kept.check),)
 
 
+def seeds_from_others(problem: Problem, taken_over: TakenOver, trials: int) -> list[Seed]:
+    """What a search of so many ``trials`` begins with of the searches for other hardware.
+
+    At most half of them are files whose metric is known; at most a quarter other points, and half in all.
+    """
+    known = likeliest(problem, taken_over.scored, trials // 2)
+    offered = problem.choices
+    others = [
+        (name, {layer: nearest_of(scheme, offered[layer]) for layer, scheme in policy.items_ if layer in offered})
+        for name, policy in taken_over.seeds[: min(trials // 4, trials // 2 - len(known))]
+    ]
+    return [*known, *others]
+
+
 def proposer_of(
     setting: Setting,
     problem: Problem,
     predicted: Sensitivity | None,
     latency: LatencyModel | None,
-    given: Sequence[tuple[str, Policy]] = (),
+    taken_over: TakenOver = NOTHING,
 ) -> Proposer:
-    """First those that are ``given``, at most a quarter of the budget; then what is predicted to trace the front:
+    """First what is taken over (:func:`seeds_from_others`); then what is predicted to trace the front:
     uniform policies, and at most :data:`PREDICTED_SEEDS` others or half
     of the budget. Then the sampler's, with the other uniform policies among them. Without predictions, all of these
     come first."""
@@ -136,21 +150,7 @@ def proposer_of(
     if predicted:
         found, later = opening_seeds(setting.candidates, predicted, profile, uniform, max(count, 0), times)
         first = [(name, {layer: seed[layer] for layer in problem.choices}) for name, seed in found]
-    offered = {entry.layer.name: entry.schemes for entry in setting.candidates}
-    first = [
-        *(
-            (
-                name,
-                {
-                    layer: nearest_of(scheme, offered[layer])
-                    for layer, scheme in policy.items_
-                    if layer in problem.choices
-                },
-            )
-            for name, policy in given[: setting.job.budget.trials // 4]
-        ),
-        *first,
-    ]
+    first = [*seeds_from_others(problem, taken_over, setting.job.budget.trials), *first]
     believed = proxies(setting.candidates, predicted, profile, setting.job.objectives, times) if predicted else None
     return Proposer(
         problem.choices,

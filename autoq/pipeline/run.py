@@ -6,7 +6,10 @@ import contextlib
 import dataclasses
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 from autoq.core.result import Front, Trial
 from autoq.core.scheme import FLOAT32
@@ -64,7 +67,8 @@ def run_search(
         folder.write(record)
         status = "FAILED"
         try:
-            front, found = _search(folder, setting, taken_over, tracker, started, ray, workers, events)
+            answers = float32_answers(setting, taken_over, events)
+            front, found = _search(folder, setting, answers, taken_over, tracker, started, ray, workers, events)
             folder.write(record | {"stop_reason": front.stop_reason})
             status = "FINISHED"
         except KeyboardInterrupt:
@@ -72,12 +76,20 @@ def run_search(
             raise
         finally:
             tracker.finish(status)  # type: ignore[arg-type]
-    return Outcome(front=front, trials=found, path=path, tracking_uri=tracker.uri, tracking_problems=tracker.problems)
+    return Outcome(
+        front=front,
+        trials=found,
+        path=path,
+        tracking_uri=tracker.uri,
+        tracking_problems=tracker.problems,
+        answers=answers,
+    )
 
 
 def _search(
     folder: RunFolder,
     setting: Setting,
+    answers: Mapping[str, np.ndarray],
     taken_over: TakenOver,
     tracker: Tracker,
     started: float,
@@ -88,9 +100,6 @@ def _search(
     job = setting.job
     log = TrialLog(folder.trials)
     finished = log.read()
-    # First, since a metric that does not fit the model shows here, and what follows may take minutes.
-    events.step("measuring float32")
-    answers = float32_answers(setting)
     if setting.profile.reference == FLOAT32:
         gauge = gauge_of(setting, setting.model.path)
         baseline = measured_baseline(setting, answers, gauge, folder)
@@ -112,7 +121,7 @@ def _search(
     try:
         search = Search(
             problem=problem,
-            proposer=proposer_of(setting, problem, predicted, latency, taken_over.seeds),
+            proposer=proposer_of(setting, problem, predicted, latency, taken_over),
             executor=executor,
             log=log,
             models=folder.models,

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from autoq.core.result import FLOAT32_NAME
-from autoq.core.targets import TargetPoint, TargetResult, Targets
+from autoq.core.targets import OnTarget, TargetPoint, TargetResult, Targets
 from autoq.errors import RunError
 from autoq.record.files import write_atomically
 from autoq.record.summary import unit_of
@@ -87,11 +87,11 @@ def point_row(targets: Targets, target: TargetResult, point: TargetPoint) -> tup
     )
 
 
-def _drop(targets: Targets, target: TargetResult, point: TargetPoint) -> str:
+def _drop(targets: Targets, target: TargetResult, point: TargetPoint, *, interval: bool = True) -> str:
     factor, _ = unit_of(targets.metric_name, targets.metric_direction, target.baseline_metric)
     number, bound = (".2f", ".2f") if factor == 100 else (".4g", ".3g")
     text = f"{point.drop * factor:{number}}"
-    if point.drop_ci95:
+    if interval and point.drop_ci95:
         text += " [" + ", ".join(f"{value * factor:{bound}}" for value in point.drop_ci95) + "]"
     return text
 
@@ -108,13 +108,19 @@ def common_rows(targets: Targets) -> list[tuple[str, ...]]:
     """What one file for all costs, target by target, under :data:`COMMON_HEADINGS`."""
     if targets.common is None:
         return []
+    on = {target.profile: target for target in targets.targets}
+
+    def figures(part: OnTarget, point: TargetPoint) -> str:
+        speed = "-" if point.latency_ratio is None else f"{1 / point.latency_ratio:.2f}x"
+        return f"{speed}, {point.size_ratio:.3f}, {_drop(targets, on[part.profile], point, interval=False)}"
+
     return [
         (
             part.profile,
             f"{part.best.id} ({part.best.found_for})",
-            _figures(part.best),
+            figures(part, part.best),
             f"{part.common.id} ({part.common.found_for})",
-            _figures(part.common),
+            figures(part, part.common),
             f"{part.cost:.2f}x the {targets.common.objective.replace('_', ' ')}",
         )
         for part in targets.common.on
@@ -133,11 +139,6 @@ def common_text(targets: Targets) -> str:
         f"One file for all {len(common.on)} targets costs {100 * (common.cost - 1):.0f} % more {what} on the geometric "
         "mean than the best one for each."
     )
-
-
-def _figures(point: TargetPoint) -> str:
-    speed = "-" if point.latency_ratio is None else f"{1 / point.latency_ratio:.2f}x"
-    return f"{speed}, {point.size_ratio:.3f}, {point.drop:.4f}"
 
 
 def page(targets: Targets) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from autoq.core.policy import Policy
-from autoq.core.result import Front
+from autoq.core.result import Front, Trial
 from autoq.pipeline import TakenOver
 from autoq.record.run_folder import RunFolder
 from autoq.search.store import TrialLog
@@ -21,23 +23,31 @@ def arithmetic(profile: Profile) -> str:
 
 
 def taken_over(
-    path: Path, fronts: Mapping[str, Front], settings: Mapping[str, Setting], setting: Setting, parent_run: str
+    path: Path,
+    fronts: Mapping[str, Front],
+    answers: Mapping[str, Mapping[str, np.ndarray]],
+    settings: Mapping[str, Setting],
+    setting: Setting,
+    parent_run: str,
 ) -> TakenOver:
     """What the search of ``setting`` takes over from those that have ended with ``fronts``, in folders of ``path``.
 
-    ``fronts`` and ``settings`` are by the profile's name. ``parent_run`` is the tracking server's run of all.
+    ``fronts`` and ``settings`` are by the profile's name; ``answers``, by arithmetic, are float32's outputs on the
+    search split. ``parent_run`` is the tracking server's run of all.
     """
-    known: dict[str, float] = {}
+    own = arithmetic(setting.profile)
+    scored: list[tuple[str, Trial]] = []
     seeds: dict[Policy, str] = {}
     for name, front in fronts.items():
-        if arithmetic(settings[name].profile) == arithmetic(setting.profile):
-            log = TrialLog(RunFolder(path / name).trials)
-            known |= {t.sha256: t.metric for t in log.read() if t.sha256 is not None and t.metric is not None}
-        for point in front.points:
-            seeds.setdefault(point.policy, f"front:{name}")
+        if arithmetic(settings[name].profile) == own:
+            scored += [(f"known:{name}", trial) for trial in TrialLog(RunFolder(path / name).trials).read()]
+        else:
+            for point in front.points:
+                seeds.setdefault(point.policy, f"front:{name}")
     return TakenOver(
         setting=setting,
-        known=known,
+        scored=tuple(scored),
+        answers=answers.get(own),
         seeds=tuple((origin, policy) for policy, origin in seeds.items()),
         parent_run=parent_run,
     )
