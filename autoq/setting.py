@@ -38,7 +38,7 @@ from autoq.search.candidates import Candidates, candidates
 from autoq.search.evaluate import Workload
 from autoq.search.fidelity import Steps
 from autoq.search.form_probe import FormFigure, probe_forms
-from autoq.search.groundwork import lay_groundwork
+from autoq.search.groundwork import Calibrated, lay_groundwork
 from autoq.search.problem import nearest_of
 from autoq.spec.hardware import AUTO, Profile
 from autoq.spec.job import Job
@@ -193,7 +193,9 @@ def _input_specs(job: Job) -> tuple[InputSpec, ...]:
         raise ProfileError(f"the float32 model {job.model_path} does not run: {error}") from None
 
 
-def groundwork_of(setting: Setting, *, step: Callable[[str], None] = lambda text: None) -> Lowering:
+def groundwork_of(
+    setting: Setting, *, calibrated: Calibrated | None = None, step: Callable[[str], None] = lambda text: None
+) -> Lowering:
     """What every candidate of ``setting`` is built from, in its forms: see :func:`lay_groundwork`."""
     return lay_groundwork(
         setting.model,
@@ -205,6 +207,7 @@ def groundwork_of(setting: Setting, *, step: Callable[[str], None] = lambda text
         accuracy_level=setting.profile.lowering.accuracy_level,
         integer_products=setting.profile.lowering.integer_products,
         forms=setting.forms,
+        calibrated=calibrated,
         step=step,
     )
 

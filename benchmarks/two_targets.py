@@ -4,8 +4,8 @@
 
 Two profiles extend cpu-x86-onnxruntime, for 1 and for 8 rows at a time, so that a file gives the same outputs on both.
 First ``hardware: [one, eight]`` is searched, then ``hardware: eight`` alone; each begins with an empty cache and runs
-in this process (``ray="off"``). ResNet-20, as in examples/resnet20-cifar10, in the model's own form. Seconds by step, as
-autoq tells them, and of the trials those whose metric was taken over: only latency and memory were measured.
+in this process (``ray="off"``). ResNet-20, as in examples/resnet20-cifar10, in the model's own form. Seconds by step,
+as autoq tells them, and of the trials those whose metric was taken over: only latency and memory were measured.
 """
 
 from __future__ import annotations

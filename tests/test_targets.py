@@ -15,6 +15,7 @@ import yaml
 from autoq.core.result import Estimate
 from autoq.core.targets import TargetResult, common_file
 from autoq.errors import JobError, ProfileError, RunError
+from autoq.pipeline import Events
 from autoq.record.targets import read_targets_record, write_targets
 from autoq.search.store import TrialLog
 from autoq.setting import Setting, gauge_of, read_setting
@@ -61,7 +62,10 @@ def write_targets_job(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TargetsOutcome]:
     folder = tmp_path_factory.mktemp("targets")
-    return folder, run_targets(load_job(write_targets_job(folder)), out=folder / "out", ray="off")
+    job, steps = load_job(write_targets_job(folder)), []
+    outcome = run_targets(job, out=folder / "out", ray="off", events=Events(step=steps.append))
+    (folder / "steps.json").write_text(json.dumps(steps))
+    return folder, outcome
 
 
 def test_a_search_for_each_and_what_was_scored_is_not_scored_again(searched: tuple[Path, TargetsOutcome]) -> None:
@@ -75,6 +79,13 @@ def test_a_search_for_each_and_what_was_scored_is_not_scored_again(searched: tup
     begun = second[: 12 // 2]  # half of the budget are files whose metric was known
     assert [trial.origin for trial in begun] == ["seed:known:quick-chip"] * len(begun)
     assert {trial.sha256 for trial in begun} <= metrics.keys()
+
+
+def test_what_does_not_depend_on_the_target_is_done_once(searched: tuple[Path, TargetsOutcome]) -> None:
+    steps: list[str] = json.loads((searched[0] / "steps.json").read_text())
+    for once in ("reading model and data", "calibrating", "quantizing weights"):
+        assert sum(step.startswith(once) for step in steps) == 1, steps
+    assert sum(step.startswith("target ") for step in steps) == 2
 
 
 def test_every_file_is_on_every_target(searched: tuple[Path, TargetsOutcome]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from autoq.core.policy import Policy
 from autoq.core.result import Front, Trial
+from autoq.search.groundwork import Calibrated
 from autoq.search.loop import Search
 from autoq.setting import Setting
 
@@ -28,7 +29,7 @@ class Events:
 class Outcome:
     """A finished search: its front, every trial, the folder that holds them, and where it was tracked.
 
-    ``answers`` are float32's outputs on the search split, for :class:`TakenOver`.
+    ``answers`` and ``calibrated`` are for :class:`TakenOver`.
     """
 
     front: Front
@@ -37,22 +38,24 @@ class Outcome:
     tracking_uri: str
     tracking_problems: tuple[str, ...] = ()
     answers: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    calibrated: Calibrated | None = dataclasses.field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakenOver:
     """What a search takes over from searches of the same job for other hardware.
 
-    ``setting`` is what its job reads, where that was read already, before the forms are chosen.
-    ``scored`` are trials, and who tried them, that were scored with the same arithmetic: their metric is what it would
-    be here. ``answers`` are float32's outputs on the search split, by the same arithmetic. ``seeds`` are other policies
-    to begin with, whose schemes are taken as near as they can be had here. ``parent_run`` is the MLflow run that this
-    search's is shown under.
+    ``setting`` is what its job reads, where that was read already, before the forms are chosen. ``scored`` are trials,
+    and who tried them, that were scored with the same arithmetic: their metric is what it would be here. ``answers``
+    are float32's outputs on the search split, by the same arithmetic. ``calibrated`` is what a pass over the
+    calibration data gave, whatever for. ``seeds`` are other policies to begin with, whose schemes are taken as near as
+    they can be had here. ``parent_run`` is the MLflow run that this search's is shown under.
     """
 
     setting: Setting | None = None
     scored: tuple[tuple[str, Trial], ...] = ()
     answers: Mapping[str, np.ndarray] | None = None
+    calibrated: Calibrated | None = None
     seeds: tuple[tuple[str, Policy], ...] = ()
     parent_run: str | None = None
 

@@ -27,6 +27,7 @@ from autoq.record.publish import EXAMPLE_ROWS, publish
 from autoq.record.run_folder import RunFolder, free_name
 from autoq.record.tracking import Tracker
 from autoq.search.final import check_front
+from autoq.search.groundwork import Calibrated
 from autoq.search.loop import Limits, Search
 from autoq.search.ranking import proxy_truths
 from autoq.search.store import TrialLog
@@ -68,7 +69,9 @@ def run_search(
         status = "FAILED"
         try:
             answers = float32_answers(setting, taken_over, events)
-            front, found = _search(folder, setting, answers, taken_over, tracker, started, ray, workers, events)
+            front, found, calibrated = _search(
+                folder, setting, answers, taken_over, tracker, started, ray, workers, events
+            )
             folder.write(record | {"stop_reason": front.stop_reason})
             status = "FINISHED"
         except KeyboardInterrupt:
@@ -83,6 +86,7 @@ def run_search(
         tracking_uri=tracker.uri,
         tracking_problems=tracker.problems,
         answers=answers,
+        calibrated=calibrated,
     )
 
 
@@ -96,16 +100,16 @@ def _search(
     ray: str,
     workers: int,
     events: Events,
-) -> tuple[Front, tuple[Trial, ...]]:
+) -> tuple[Front, tuple[Trial, ...], Calibrated]:
     job = setting.job
     log = TrialLog(folder.trials)
     finished = log.read()
     if setting.profile.reference == FLOAT32:
         gauge = gauge_of(setting, setting.model.path)
         baseline = measured_baseline(setting, answers, gauge, folder)
-        lowering = groundwork_of(setting, step=events.step)
+        lowering = groundwork_of(setting, calibrated=taken_over.calibrated, step=events.step)
     else:
-        lowering = groundwork_of(setting, step=events.step)
+        lowering = groundwork_of(setting, calibrated=taken_over.calibrated, step=events.step)
         gauge = gauge_of(setting, write_reference(setting, lowering, folder))
         baseline = measured_baseline(setting, answers, gauge, folder)
     form = form_gain(setting, lowering, gauge)
@@ -189,4 +193,4 @@ def _search(
     example = {name: array[:EXAMPLE_ROWS] for name, array in setting.search.inputs.items()}
     health = health_of(setting, lowering, front, folder, events)
     publish(folder.path, front, search.trials, extras, tracker, example, job.data.batch, health, setting.target, truths)
-    return front, tuple(search.trials)
+    return front, tuple(search.trials), Calibrated(lowering.affines, lowering.smoothing)

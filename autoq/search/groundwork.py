@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from autoq.model.bank import Bank
 from autoq.model.calibrate import affine_table, calibrate, calibrate_smoothed, smoothed_affines
 from autoq.model.corrections import Corrections
 from autoq.model.forms import formed
-from autoq.model.lower import Lowering
+from autoq.model.lower import Affine, Lowering
 from autoq.model.moments import sees_data
 from autoq.model.placement import Placer
 from autoq.model.smoothing import divisors, smoothing_problem, smoothing_table
@@ -38,6 +39,19 @@ BATCH = 32
 _WALKS = 2  # through the model at once, each with activations of its own
 
 
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """What passes over the calibration data gave for activations; as :class:`autoq.model.lower.Lowering` has it."""
+
+    affines: Mapping[tuple[str, ActivationSpec], Affine]
+    smoothing: Mapping[tuple[str, float], np.ndarray]
+
+    def covers(self, tensors: Iterable[str], specs: Iterable[ActivationSpec], strengths: Iterable[float]) -> bool:
+        """Whether it has all of these: every tensor was taken with every scheme, and smoothed with every strength."""
+        wanted = {(tensor, spec) for tensor in tensors for spec in specs}
+        return wanted <= self.affines.keys() and set(strengths) <= {strength for _, strength in self.smoothing}
+
+
 def lay_groundwork(
     model: SourceModel,
     found: Sequence[Candidates],
@@ -49,11 +63,14 @@ def lay_groundwork(
     accuracy_level: int = 4,
     integer_products: bool = False,
     forms: tuple[str, ...] = (),
+    calibrated: Calibrated | None = None,
     step: Callable[[str], None] = lambda text: None,
 ) -> Lowering:
     """A :class:`Lowering` that can build every policy over the candidates ``found``, in the given forms.
 
     ``accuracy_level`` and ``integer_products`` are the profile's (:class:`autoq.spec.hardware.LoweringChoice`).
+    ``calibrated`` is of the same model, data and padding mask, taken for other candidates or forms: where it has all
+    that these need, and their weights are in the bank, there is no pass over the data.
 
     Raises :class:`autoq.errors.DataError` and :class:`autoq.errors.ModelError` for data and weights that cannot be
     calibrated or quantized.
@@ -76,7 +93,10 @@ def lay_groundwork(
     strengths = smoothing_strengths(found)
     smoothing: dict[tuple[str, float], np.ndarray] = {}
     affines: dict[tuple[str, ActivationSpec], tuple[np.float32, int]] = {}
-    if specs or rounded or averaged:
+    if calibrated is not None and not rounded and not averaged and calibrated.covers(tensors, specs, strengths):
+        affines, smoothing = dict(calibrated.affines), dict(calibrated.smoothing)
+        bank.smoothing = smoothing
+    elif specs or rounded or averaged:
         step(f"calibrating on {calibration.rows} rows")
         statistics = calibrate(
             model.graph,

@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from autoq.core.result import Front
 from autoq.core.targets import TargetResult, Targets, common_file
 from autoq.errors import JobError, RunError
-from autoq.pipeline import RUNS, Events, run_search
+from autoq.pipeline import RUNS, Events, Outcome, run_search
 from autoq.pipeline.start import tracking_uri_of
 from autoq.record.front import read_front
 from autoq.record.run_folder import RunFolder, free_name
@@ -22,7 +20,7 @@ from autoq.runtime.profiles import read_profile
 from autoq.setting import Setting, gauge_of, on_hardware, read_setting, reference_path
 from autoq.spec.job import Job
 from autoq.targets.files import files_of, on_target
-from autoq.targets.sharing import arithmetic, taken_over
+from autoq.targets.sharing import taken_over
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,12 +72,12 @@ def run_targets(
     status = "FAILED"
     try:
         fronts: dict[str, Front] = {}
-        answers: dict[str, Mapping[str, np.ndarray]] = {}
+        outcomes: dict[str, Outcome] = {}
         for name, setting in settings.items():
             events.step(f"target {name} ({len(fronts) + 1} of {len(settings)})")
             front = _finished(path / name, setting.job)
             if front is None:
-                outcome = run_search(
+                outcomes[name] = run_search(
                     setting.job,
                     out=path / name,
                     resume=(path / name / "run.json").exists(),
@@ -87,9 +85,9 @@ def run_targets(
                     workers=workers,
                     force=force,
                     events=events,
-                    taken_over=taken_over(path, fronts, answers, settings, setting, tracker.run_id),
+                    taken_over=taken_over(path, fronts, outcomes, settings, setting, tracker.run_id),
                 )
-                front, answers[arithmetic(setting.profile)] = outcome.front, outcome.answers
+                front = outcomes[name].front
             fronts[name] = front
         results = _on_all(path, settings, fronts, events)
         common, why = common_file(results, job.objectives)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from autoq.core.policy import Policy
 from autoq.core.result import Front, Trial
-from autoq.pipeline import TakenOver
+from autoq.pipeline import Outcome, TakenOver
 from autoq.record.run_folder import RunFolder
 from autoq.search.store import TrialLog
 from autoq.setting import Setting
@@ -25,17 +23,19 @@ def arithmetic(profile: Profile) -> str:
 def taken_over(
     path: Path,
     fronts: Mapping[str, Front],
-    answers: Mapping[str, Mapping[str, np.ndarray]],
+    outcomes: Mapping[str, Outcome],
     settings: Mapping[str, Setting],
     setting: Setting,
     parent_run: str,
 ) -> TakenOver:
     """What the search of ``setting`` takes over from those that have ended with ``fronts``, in folders of ``path``.
 
-    ``fronts`` and ``settings`` are by the profile's name; ``answers``, by arithmetic, are float32's outputs on the
-    search split. ``parent_run`` is the tracking server's run of all.
+    ``fronts``, ``outcomes`` of those that were searched in this process, and ``settings`` are by the profile's name.
+    ``parent_run`` is the tracking server's run of all.
     """
     own = arithmetic(setting.profile)
+    answers = [found.answers for name, found in outcomes.items() if arithmetic(settings[name].profile) == own]
+    calibrated = [found.calibrated for found in outcomes.values() if found.calibrated is not None]
     scored: list[tuple[str, Trial]] = []
     seeds: dict[Policy, str] = {}
     for name, front in fronts.items():
@@ -47,7 +47,8 @@ def taken_over(
     return TakenOver(
         setting=setting,
         scored=tuple(scored),
-        answers=answers.get(own),
+        answers=answers[0] if answers else None,
+        calibrated=max(calibrated, key=lambda each: len(each.affines), default=None),
         seeds=tuple((origin, policy) for policy, origin in seeds.items()),
         parent_run=parent_run,
     )
