@@ -12,6 +12,7 @@ import mlflow
 import pytest
 import yaml
 
+from autoq import load
 from autoq.core.result import Estimate
 from autoq.core.targets import TargetResult, common_file
 from autoq.errors import JobError, ProfileError, RunError
@@ -117,6 +118,15 @@ def test_what_is_written_reads_back(searched: tuple[Path, TargetsOutcome]) -> No
     assert all(point.id in html for target in outcome.targets.targets for point in target.points if point.on_front)
     done = autoq("front", folder / "out")
     assert done.returncode == 0 and "small on broad-chip" in done.stdout and "One file" in done.stdout
+
+
+def test_one_point_is_of_one_target(searched: tuple[Path, TargetsOutcome], tmp_path: Path) -> None:
+    out = searched[0] / "out"
+    for words in (("front", out, "--select", "knee"), ("export", out, "--out", tmp_path / "export")):
+        done = autoq(*words)
+        assert done.returncode == 2 and f"run folder of its own: {out}/broad-chip, {out}/quick-chip" in done.stderr
+    with pytest.raises(RunError, match="search for several targets"):
+        load(out)
 
 
 def test_mlflow_shows_them_under_one_run(searched: tuple[Path, TargetsOutcome]) -> None:

@@ -111,13 +111,13 @@ def front(run: Path, as_json: bool, how: str | None, **options: Any) -> None:
     from autoq.cli.front_view import choice_json, print_front, refuse_empty, wish
     from autoq.record.choice import choose
     from autoq.record.front import front_json, read_front
-    from autoq.record.run_folder import RunFolder
+    from autoq.record.run_folder import TARGETS_FILE, RunFolder
 
-    if (run / "targets.json").exists():
+    asked = how is not None or any(value is not None for value in options.values())
+    if (run / TARGETS_FILE).exists() and not asked:
         _show_targets(run, as_json)
         return
     found = read_front(RunFolder(run).front)
-    asked = how is not None or any(value is not None for value in options.values())
     choice = choose(found, how, **wish(options)) if asked else None
     if as_json:
         click.echo(choice_json(choice) if choice else front_json(found), nl=False)
@@ -129,7 +129,8 @@ def front(run: Path, as_json: bool, how: str | None, **options: Any) -> None:
 def _show_targets(run: Path, as_json: bool) -> None:
     from autoq.cli.targets_view import print_targets
     from autoq.errors import RunError
-    from autoq.record.targets import TARGETS_FILE, read_targets_record
+    from autoq.record.run_folder import TARGETS_FILE
+    from autoq.record.targets import read_targets_record
 
     targets = read_targets_record(run).targets
     if targets is None:

@@ -42,6 +42,7 @@ from autoq.core.result import DroppedPoint, FormGain, Front, FrontPoint, Latency
 from autoq.errors import JobError, RunError
 from autoq.record.files import write_atomically
 from autoq.record.json_reader import Node
+from autoq.record.run_folder import refuse_several
 from autoq.record.speed import latency_document, read_latency
 
 VERSION = 1
@@ -107,6 +108,7 @@ def read_front(path: str | os.PathLike[str]) -> Front:
     try:
         document = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except OSError as error:
+        refuse_several(file.parent)
         raise RunError(f"{file} cannot be read: {error.strerror or error}; is this the folder of a search?") from error
     except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
         raise RunError(f"{file} is damaged: {error}") from error

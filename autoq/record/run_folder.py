@@ -29,6 +29,9 @@ from autoq.record.files import write_atomically
 
 VERSION = 1
 
+TARGETS_FILE = "targets.json"
+"""What a folder has that holds the run folders of several targets (:mod:`autoq.record.targets`)."""
+
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -102,6 +105,7 @@ class RunFolder:
         try:
             record = json.loads(path.read_bytes())
         except FileNotFoundError:
+            refuse_several(self.path)
             raise RunError(f"{self.path} is no run folder: it has no run.json") from None
         except OSError as error:
             raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
@@ -128,6 +132,13 @@ class RunFolder:
                 f"{self.path} holds the search of another job and cannot be resumed with this one: {details}. "
                 "Give another --out"
             )
+
+
+def refuse_several(folder: Path) -> None:
+    """Raises :class:`RunError` for the folder of a search for several targets, where one target's is wanted."""
+    if (folder / TARGETS_FILE).exists():
+        own = ", ".join(str(found.parent) for found in sorted(folder.glob("*/run.json"))) or "none has begun yet"
+        raise RunError(f"{folder} holds a search for several targets, each with a run folder of its own: {own}")
 
 
 def free_name(parent: Path, name: str) -> Path:

@@ -17,10 +17,10 @@ from autoq.core.result import FLOAT32_NAME
 from autoq.core.targets import OnTarget, TargetPoint, TargetResult, Targets
 from autoq.errors import RunError
 from autoq.record.files import write_atomically
+from autoq.record.run_folder import TARGETS_FILE
 from autoq.record.summary import unit_of
 
 VERSION = 1
-TARGETS_FILE = "targets.json"
 PAGE_FILE = "targets.html"
 
 

@@ -13,8 +13,8 @@ from autoq.errors import JobError, RunError
 from autoq.pipeline import RUNS, Events, Outcome, run_search
 from autoq.pipeline.start import tracking_uri_of
 from autoq.record.front import read_front
-from autoq.record.run_folder import RunFolder, free_name
-from autoq.record.targets import TARGETS_FILE, TargetsRecord, read_targets_record, write_targets
+from autoq.record.run_folder import TARGETS_FILE, RunFolder, free_name
+from autoq.record.targets import TargetsRecord, read_targets_record, write_targets
 from autoq.record.tracking import Tracker
 from autoq.runtime.profiles import read_profile
 from autoq.setting import Setting, gauge_of, on_hardware, read_setting, reference_path
