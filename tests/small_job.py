@@ -233,10 +233,10 @@ def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @functools.cache
 def _empty_store() -> Path:
     """An MLflow database without runs, made once in a process: making one takes seconds."""
-    from autoq.record.tracking import _quiet
+    from autoq.record.tracking_server import quiet
 
     path = Path(CACHE) / "empty.db"
-    with _quiet():
+    with quiet():
         from mlflow import MlflowClient
 
         MlflowClient(f"sqlite:///{path}").search_experiments()
