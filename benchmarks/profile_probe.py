@@ -6,7 +6,7 @@ Each profile is probed as the command does it, but with an empty cache, so that 
 wants a machine that does nothing else. One table for each profile that can run here: a row for each shape of a layer, a
 column for each form of a scheme, in it the time to the reference's between float neighbours, and behind a stroke
 between integer ones where that was looked at (of TFLite files, there is that alone). What gains nothing over a gentler
-scheme is marked ``x``.
+scheme is marked ``x``. Behind a comma, where times are estimates, stands the size.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def probed(model: Path, profile: str, space: str, seconds: float) -> dict[str, A
     print(f"| layers | us | {' | '.join(forms)} |\n|{'---|' * (len(forms) + 2)}")
     for shape, by_form in shapes:
         first = next(iter(by_form.values()))
-        cells = [cell(by_form[name]) if name in by_form else "" for name in forms]
+        cells = [cell(by_form[name], result.estimated) if name in by_form else "" for name in forms]
         weight = "x".join(map(str, shape.layer.weight_shape))
         print(f"| {shape.layers} {shape.layer.kind} {weight} | {1e3 * first.reference_ms:.0f} | {' | '.join(cells)} |")
     dropped = sum(bool(each.dropped) for _, by_form in shapes for each in by_form.values())
@@ -57,10 +57,10 @@ def probed(model: Path, profile: str, space: str, seconds: float) -> dict[str, A
     }
 
 
-def cell(found: Any) -> str:
+def cell(found: Any, estimated: bool) -> str:
     """One form's ratios."""
     ratios = [f"{ratio[0]:.2f}" for ratio in (found.beside_float, found.among_integers) if ratio is not None]
-    return " / ".join(ratios) + (" x" if found.dropped else "")
+    return " / ".join(ratios) + (f", {found.size:.2f}" if estimated else "") + (" x" if found.dropped else "")
 
 
 def main() -> None:

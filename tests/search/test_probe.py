@@ -224,6 +224,9 @@ def test_layers_of_one_shape_are_timed_once_and_the_cache_goes_on(net: Net, tmp_
     assert by_form["w8a8"].beside_float == (1, 1, 1) and by_form["w8a8"].reference == "w8a8"
     assert by_form["float32"].beside_float is not None and by_form["float32"].beside_float[0] > 1  # the host runs it
     assert not by_form["float32"].dropped and by_form["float32"].size > 1 > by_form["w4a8"].size
+    # An estimate costs nothing: all have one between integers, where floats are what must be converted.
+    assert by_form["float32"].among_integers is not None and by_form["w2a8"].among_integers is not None
+    assert by_form["float32"].among_integers[0] > by_form["float32"].beside_float[0]
 
 
 def among(result: ProbeResult) -> dict[str, dict[str, tuple[float, float, float] | None]]:
