@@ -18,6 +18,7 @@ import pytest
 import yaml
 from onnx import TensorProto, helper
 
+from autoq.record.front import read_front
 from autoq.search.store import TrialLog
 from tests.cli.calls import Done, assert_one_message, call
 from tests.small_job import QUIET_SEARCH, ROWS, autoq, dump_job, own_store, small_data, small_model, write_job
@@ -444,3 +445,37 @@ def test_two_problems_of_a_job_are_told_together(folder: Path, capsys: pytest.Ca
 
 def test_the_model_is_valid_to_begin_with(original: Path) -> None:
     onnx.checker.check_model(onnx.load(original / "small.onnx"))
+
+
+def test_a_file_that_fails_in_the_final_check_costs_its_point_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A board that has no room any more for the smallest file, once all trials are over."""
+    (folder / "board.py").write_text("""
+import os, sys
+model, log = sys.argv[1:]
+size = os.path.getsize(model)
+with open(log, "a+") as file:
+    file.seek(0)
+    before = [line.split() for line in file]
+    if "small" not in model:
+        print(os.path.basename(model), size, file=file)
+runs = sum(name == os.path.basename(model) for name, _ in before)
+if runs >= 2 and size <= min(int(each) for _, each in before):
+    sys.exit("no room left")
+print('{"latency_ms": %d}' % size)
+""")
+    run = [sys.executable, "-I", "-S", str(folder / "board.py"), "{model}", str(folder / "log")]
+    measure = {"by": "command", "options": {"run": run, "rounds": 2, "final_rounds": 2, "retries": 0}}
+    profile = yaml.safe_load((folder / "cpu.yaml").read_text()) | {"measure": measure}
+    (folder / "cpu.yaml").write_text(yaml.safe_dump(profile))
+    done = search(capsys, folder, "--trials", "4")
+    assert done.code == 0, done.err
+    front = read_front(folder / "run" / "front.json")
+    assert front.final and front.points
+    failed = [each for each in front.dropped if "failed in the final check" in each.why]
+    assert len(failed) == 1 and failed[0].why.endswith("no room left")
+    assert failed[0].point.size_bytes < min(point.size_bytes for point in front.points)
+    assert failed[0].point.metric.final is None and failed[0].point.latency is not None
+    assert "no room left" in call(capsys, "front", folder / "run").out
+    assert "no room left" in (folder / "run" / "report.html").read_text()
