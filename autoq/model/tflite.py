@@ -81,11 +81,14 @@ def _input(emitter: Emitter, name: str) -> tuple[str, int, tuple[int, ...]]:
     graph = emitter.graph
     readers = [node for node, _ in graph.consumers.get(name, ())]
     grids = {grid_of(graph, node) for node in readers if node.op_type == "QuantizeLinear"}
-    if len(grids) != 1 or any(node.op_type != "QuantizeLinear" for node in readers):
+    floats = [node for node in readers if node.op_type != "QuantizeLinear"]
+    if floats and floats[0].op_type not in OPERATORS:
+        raise refusal(floats[0], f"reads the input {name!r} and has no TFLite form here; known: {', '.join(OPERATORS)}")
+    if len(grids) != 1 or floats:
+        how = f"in float by {floats[0].op_type} {floats[0].name!r}" if floats else "on several grids"
         raise TrialError(
             "build",
-            f"TFLite: input {name!r} is read in float, or on several grids; give every layer that reads it the same "
-            "8-bit activations",
+            f"TFLite: input {name!r} is read {how}; give every layer that reads it the same 8-bit activations",
         )
     shape = tuple(size or 1 for size in graph.shapes[name])
     value = emitter.new(name, shape, usual_order(len(shape)), grids.pop())

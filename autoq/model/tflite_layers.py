@@ -36,24 +36,26 @@ _Write = Callable[[list[Value], Grid, str, _Weights], Value]
 
 
 def conv(emitter: Emitter, node: onnx.NodeProto) -> None:
-    """Conv of images: CONV_2D, or DEPTHWISE_CONV_2D where each channel is a group of its own."""
+    """Conv of images and sequences: CONV_2D, or DEPTHWISE_CONV_2D where each channel is a group of its own."""
     value = emitter.value(node)
-    if len(value.shape) != 4:
+    if len(value.shape) not in (3, 4):
         raise refusal(node, f"has {len(value.shape) - 2} spatial axes; TFLite's integer kernels have two")
     weights = _weights(emitter, node)
+    if len(value.shape) == 3:
+        weights = replace(weights, values=weights.values[:, :, None, :])
     channels = weights.values.shape[0]
     group = attribute(node, "group", 1)
     depthwise = group == value.shape[1] and weights.values.shape[1] == 1
     order = (1, 2, 3, 0) if depthwise else (0, 2, 3, 1)
     stored = np.ascontiguousarray(weights.values.transpose(order))
     kernel = weights.values.shape[2:]
-    shape = emitter.shape(node, node.output[0])
+    shape = image_shape(emitter.shape(node, node.output[0]))
 
     def write(inputs: list[Value], grid: Grid, fused: str, scaled: _Weights) -> Value:
-        source, same = padded_window(emitter, node, emitter.ordered(inputs[0], NHWC), kernel, shape[2:])
+        source, same = padded_window(emitter, node, emitter.image(inputs[0]), kernel, shape[2:])
         numbers = _numbers(emitter, node, source.grid, scaled, stored, 3 if depthwise else 0)
         made = emitter.new(node.output[0], shape, NHWC, grid)
-        dilations, strides = (attribute(node, name, [1, 1]) for name in ("dilations", "strides"))
+        dilations, strides = (steps(node, name) for name in ("dilations", "strides"))
         padding = emitter.file.schema.Padding
         options = {
             "padding": padding.SAME if same else padding.VALID,
@@ -65,8 +67,10 @@ def conv(emitter: Emitter, node: onnx.NodeProto) -> None:
         }
         if depthwise:
             options["depthMultiplier"] = channels // group
-            return emitter.emit("DEPTHWISE_CONV_2D", [source, *numbers], made, "DepthwiseConv2D", **options)
-        return emitter.emit("CONV_2D", [source, *numbers], made, "Conv2D", **options)
+            made = emitter.emit("DEPTHWISE_CONV_2D", [source, *numbers], made, "DepthwiseConv2D", **options)
+        else:
+            made = emitter.emit("CONV_2D", [source, *numbers], made, "Conv2D", **options)
+        return emitter.like(made, len(value.shape))
 
     _layer(emitter, node, value, weights, write)
 
@@ -97,6 +101,22 @@ def gemm(emitter: Emitter, node: onnx.NodeProto) -> None:
     _layer(emitter, node, value, weights, write)
 
 
+def image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """That of a sequence as an image of one row."""
+    return shape if len(shape) == 4 else (*shape[:2], 1, shape[2])
+
+
+def steps(node: onnx.NodeProto, name: str) -> list[int]:
+    """``strides`` or ``dilations`` along height and width."""
+    return [1, *attribute(node, name, [1, 1])][-2:]
+
+
+def pads(node: onnx.NodeProto) -> list[int]:
+    """``pads`` before height and width, then behind them."""
+    given = list(attribute(node, "pads", [0, 0, 0, 0]))
+    return given if len(given) == 4 else [0, given[0], 0, given[1]]
+
+
 def padded_window(
     emitter: Emitter,
     node: onnx.NodeProto,
@@ -109,8 +129,8 @@ def padded_window(
 
     ``size`` is that of the output; what a ceiling adds to it is padded, too. Padding is ``fill``, or zeros.
     """
-    strides, dilations = (attribute(node, name, [1, 1]) for name in ("strides", "dilations"))
-    given, mode = attribute(node, "pads", [0, 0, 0, 0]), attribute(node, "auto_pad", "NOTSET")
+    strides, dilations = (steps(node, name) for name in ("strides", "dilations"))
+    given, mode = pads(node), attribute(node, "auto_pad", "NOTSET")
     amounts, same = [], True
     for axis in range(2):
         length = value.shape[2 + axis]

@@ -13,7 +13,7 @@ import onnx
 from autoq.model.graph import attribute
 from autoq.model.operators import clip_bounds
 from autoq.model.tflite_file import Grid
-from autoq.model.tflite_layers import padded_window
+from autoq.model.tflite_layers import image_shape, padded_window, pads, steps
 from autoq.model.tflite_read import Ending, refusal
 from autoq.model.tflite_values import NHWC, Emitter, Value
 
@@ -51,45 +51,46 @@ def concat(emitter: Emitter, node: onnx.NodeProto) -> None:
 
 def global_average(emitter: Emitter, node: onnx.NodeProto) -> None:
     """GlobalAveragePool: MEAN, which has grids of its own on both sides."""
-    if len(emitter.value(node).shape) != 4:
-        raise refusal(node, "averages over other than two axes; TFLite's pools have two")
+    if len(emitter.value(node).shape) not in (3, 4):
+        raise refusal(node, "averages over more than two axes; TFLite's pools have two")
     emitter.compute(node, [emitter.value(node)], lambda values, grid, fused: _mean(emitter, node, values, grid, fused))
 
 
 def average_pool(emitter: Emitter, node: onnx.NodeProto) -> None:
     """AveragePool; where the output has another grid, in finer steps of 16 bits in between."""
-    value, kernel = emitter.value(node), attribute(node, "kernel_shape")
-    if len(value.shape) != 4 or any(step != 1 for step in attribute(node, "dilations", [1, 1])):
-        raise refusal(node, "averages over other than two axes, or with dilations; TFLite has no kernel for it")
-    pads = attribute(node, "pads", [0, 0, 0, 0])
-    if tuple(kernel) == value.shape[2:] and not any(pads):
+    value, kernel, around = emitter.value(node), attribute(node, "kernel_shape"), pads(node)
+    if len(value.shape) not in (3, 4) or any(step != 1 for step in attribute(node, "dilations", [1, 1])):
+        raise refusal(node, "averages over more than two axes, or with dilations; TFLite has no kernel for it")
+    if tuple(kernel) == value.shape[2:] and not any(around):
         global_average(emitter, node)
         return
     found = _quantized(emitter, node)
     assert found.written is not None
-    source = emitter.ordered(value if value.grid == found.written else emitter.at(value, value.grid.fine()), NHWC)
-    shape = emitter.shape(node, node.output[0])
-    if attribute(node, "count_include_pad", 0) and any(pads):
-        around = [(0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])]
-        source, same = emitter.padded(source, around), False
+    source = emitter.image(value if value.grid == found.written else emitter.at(value, value.grid.fine()))
+    size = image_shape(emitter.shape(node, node.output[0]))[2:]
+    if attribute(node, "count_include_pad", 0) and any(around):
+        source = emitter.padded(source, [(0, 0), (0, 0), (around[0], around[2]), (around[1], around[3])])
+        same = False
     else:
-        window, same = padded_window(emitter, node, source, kernel, shape[2:])
+        window, same = padded_window(emitter, node, source, window_of(node), size)
         if window is not source and not same:
             raise refusal(node, "leaves its padding out of the mean, which TFLite does for SAME padding only")
     made = _pool(emitter, node, "AVERAGE_POOL_2D", source, same=same)
     emitter.unclipped(node, found)
-    emitter.keep(found, made)
+    emitter.keep(found, emitter.like(made, len(value.shape)))
 
 
 def max_pool(emitter: Emitter, node: onnx.NodeProto) -> None:
     """MaxPool: on the integers, which keep their grid."""
-    value = emitter.ordered(emitter.value(node), NHWC)
-    if len(value.shape) != 4 or len(node.output) > 1 or any(step != 1 for step in attribute(node, "dilations", [1, 1])):
-        raise refusal(node, "has dilations, indices, or other than two axes; TFLite has no kernel for it")
-    size = emitter.shape(node, node.output[0])[2:]
+    value = emitter.value(node)
+    dilated = any(step != 1 for step in attribute(node, "dilations", [1, 1]))
+    if len(value.shape) not in (3, 4) or len(node.output) > 1 or dilated:
+        raise refusal(node, "has dilations, indices, or more than two axes; TFLite has no kernel for it")
+    size = image_shape(emitter.shape(node, node.output[0]))[2:]
     lowest = -(1 << (value.grid.bits - 1))
-    source, same = padded_window(emitter, node, value, attribute(node, "kernel_shape"), size, lowest)
-    emitter.values[node.output[0]] = _pool(emitter, node, "MAX_POOL_2D", source, same=same)
+    source, same = padded_window(emitter, node, emitter.image(value), window_of(node), size, lowest)
+    made = _pool(emitter, node, "MAX_POOL_2D", source, same=same)
+    emitter.values[node.output[0]] = emitter.like(made, len(value.shape))
 
 
 def clip(emitter: Emitter, node: onnx.NodeProto) -> None:
@@ -184,15 +185,22 @@ def _elementwise(emitter: Emitter, node: onnx.NodeProto, code: str, options: str
 def _mean(emitter: Emitter, node: onnx.NodeProto, values: list[Value], grid: Grid, fused: str) -> Value:
     if fused != "NONE":
         raise refusal(node, "is clipped behind the mean; TFLite's has no activation")
-    source = emitter.ordered(values[0], NHWC)
+    source = emitter.image(values[0])
     made = emitter.new(node.output[0], (*source.shape[:2], 1, 1), NHWC, grid)
-    return emitter.emit("MEAN", [source, emitter.file.ints([1, 2])], made, "Reducer", keepDims=True)
+    made = emitter.emit("MEAN", [source, emitter.file.ints([1, 2])], made, "Reducer", keepDims=True)
+    return emitter.like(made, len(values[0].shape))
+
+
+def window_of(node: onnx.NodeProto) -> list[int]:
+    """Height and width of a pool's window."""
+    return [1, *attribute(node, "kernel_shape")][-2:]
 
 
 def _pool(emitter: Emitter, node: onnx.NodeProto, code: str, source: Value, *, same: bool) -> Value:
-    kernel, strides = attribute(node, "kernel_shape"), attribute(node, "strides", [1, 1])
+    kernel, strides = window_of(node), steps(node, "strides")
     padding = emitter.file.schema.Padding
-    made = emitter.new(node.output[0], emitter.shape(node, node.output[0]), NHWC, source.grid)
+    shape = image_shape(emitter.shape(node, node.output[0]))
+    made = emitter.new(node.output[0], shape, NHWC, source.grid)
     return emitter.emit(
         code, [source], made, "Pool2D", padding=padding.SAME if same else padding.VALID,
         filterHeight=kernel[0], filterWidth=kernel[1], strideH=strides[0], strideW=strides[1],

@@ -20,6 +20,7 @@ from autoq.model.tflite_file import FlatFile, Grid
 from autoq.model.tflite_read import Ending, ending, grid_of, refusal
 
 NHWC = (0, 2, 3, 1)
+SEQUENCE = (0, 2, 1)
 _FUSED = (("NONE", -math.inf, math.inf), ("RELU", 0, math.inf), ("RELU6", 0, 6), ("RELU_N1_TO_1", -1, 1))
 
 
@@ -176,6 +177,17 @@ class Emitter:
             return replace(value, shape=tuple(shape), order=tuple(order))
         made = self.new(self._name(value), shape, order, value.grid)
         return self.emit("RESHAPE", [value, self.file.ints(made.stands)], made, "Reshape", newShape=list(made.stands))
+
+    def image(self, value: Value) -> Value:
+        """``value`` as kernels for images read it: batch, height, width, channels. A sequence is a row of pixels."""
+        if len(value.shape) == 4:
+            return self.ordered(value, NHWC)
+        batch, channels, length = value.shape
+        return self.reshaped(self.ordered(value, SEQUENCE), (batch, channels, 1, length), NHWC)
+
+    def like(self, image: Value, rank: int) -> Value:
+        """What a kernel for images wrote, with ``rank`` axes: undoes :meth:`image`."""
+        return image if rank == 4 else self.reshaped(image, (*image.shape[:2], image.shape[3]), SEQUENCE)
 
     def ranked(self, value: Value, rank: int) -> Value:
         """``value`` with axes of one element put in front, as broadcasting does."""

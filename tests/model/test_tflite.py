@@ -6,7 +6,7 @@ optimization off, so that each QuantizeLinear and DequantizeLinear rounds by its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,16 @@ def _gemm(*, turned: bool, act: str = "") -> Callable[[Quantized, str], str]:
     return build
 
 
+def _row(op: str, weights: Sequence[Any] = (), **at: Any) -> Callable[[Quantized, str], str]:
+    """An operator of a sequence."""
+
+    def build(net: Quantized, x: str) -> str:
+        row = net.add("Reshape", x, net.ints(0, 4, 48))
+        return str(net.add(op, row, *[net.bias(s) if isinstance(s, int) else net.stored(*s) for s in weights], **at))
+
+    return build
+
+
 def _matmul(net: Quantized, x: str) -> str:
     tokens = net.add("Reshape", x, net.ints(0, 32, 6))
     return str(net.add("Add", net.add("MatMul", tokens, net.stored(6, 7, axis=1)), net.bias(7)))
@@ -111,6 +121,13 @@ OPERATORS: dict[str, Callable[[Quantized, str], str]] = {
     "Conv grouped": _conv((6, 2, 3, 3), "Relu", pads=[1, 1, 1, 1], group=2),
     "Conv depthwise": _conv((4, 1, 3, 3), "Clip", pads=[1, 1, 1, 1], group=4),
     "Conv depthwise, twice the channels": _conv((8, 1, 3, 3), pads=[1, 1, 1, 1], strides=[2, 2], group=4),
+    "Conv of a sequence": _row("Conv", [(5, 4, 3), 5], pads=[1, 1]),
+    "Conv of a sequence, depthwise": _row("Conv", [(8, 1, 5), 8], pads=[2, 1], strides=[2], dilations=[2], group=4),
+    "Conv of a sequence, same": _row("Conv", [(5, 4, 4)], auto_pad="SAME_UPPER", strides=[3]),
+    "MaxPool of a sequence": _row("MaxPool", kernel_shape=[3], strides=[2], pads=[1, 0]),
+    "AveragePool of a sequence": _row("AveragePool", kernel_shape=[4], strides=[4]),
+    "AveragePool of a padded sequence": _row("AveragePool", kernel_shape=[3], pads=[1, 1], count_include_pad=1),
+    "GlobalAveragePool of a sequence": _row("GlobalAveragePool"),
     "Gemm": _gemm(turned=True),
     "Gemm, transposed": _gemm(turned=False, act="Relu"),
     "MatMul and Add": _matmul,
@@ -310,9 +327,8 @@ def test_all_is_on_integers(mobile: Lowered) -> None:
 REFUSED: dict[str, tuple[Callable[[Quantized, str], str], str]] = {
     "another operator": (lambda net, x: net.add("Tanh", x), "Tanh.* has no TFLite form"),
     "another dimension": (
-        lambda net, x: net.add("Conv", net.add("Squeeze", net.add("MaxPool", x, kernel_shape=[8, 1]), net.ints(2)),
-                               net.stored(5, 4, 3)),
-        "Conv.*1 spatial axes",
+        lambda net, x: net.add("Conv", net.add("Unsqueeze", x, net.ints(2)), net.stored(5, 4, 1, 3, 3)),
+        "Conv.*3 spatial axes",
     ),
     "float weights": (lambda net, x: net.conv(x, 4, 5), "Conv.*w8a8"),
     "a cubic Resize": (lambda net, x: net.add("Resize", x, "", net.floats(1, 1, 2, 2), mode="cubic"), "Resize.*cubic"),
