@@ -9,7 +9,7 @@ from rich.table import Table
 
 from autoq.cli.front_view import console
 from autoq.core.targets import Targets
-from autoq.record.targets import COMMON_HEADINGS, common_rows, common_text, front_of, headings, point_row
+from autoq.record.targets import COMMON_HEADINGS, common_rows, common_text, front_of, headings, point_row, refused_texts
 
 
 def print_targets(targets: Targets, folder: Path) -> None:
@@ -23,8 +23,8 @@ def print_targets(targets: Targets, folder: Path) -> None:
             f"Speed is against {target.reference}; float32 has {targets.metric_name} {target.baseline_metric:.4f}.",
             style="dim",
         )
-        for name, why in target.refused:
-            out.print(f"{escape(name)} does not run there: {escape(why)}", style="dim", soft_wrap=True)
+        for text in refused_texts(target):
+            out.print(escape(text), style="dim", soft_wrap=True)
     rows = common_rows(targets)
     if rows:
         out.print(_table("One file for all targets", COMMON_HEADINGS, rows))

@@ -101,6 +101,16 @@ def front_of(target: TargetResult) -> list[TargetPoint]:
     return sorted((point for point in target.points if point.on_front), key=lambda point: (point.drop, point.id))
 
 
+def refused_texts(target: TargetResult) -> list[str]:
+    """Which files do not run on a target, a sentence for each reason."""
+    names: dict[str, list[str]] = {}
+    for name, why in target.refused:
+        names.setdefault(why, []).append(name)
+    return [
+        f"{', '.join(those)} {'do' if len(those) > 1 else 'does'} not run there: {why}." for why, those in names.items()
+    ]
+
+
 COMMON_HEADINGS = ("target", "best file there", "speed, size, drop", "one file for all", "speed, size, drop", "costs")
 
 
@@ -154,7 +164,7 @@ def page(targets: Targets) -> str:
         parts.append("Its own search</a></p>")
         rows = [point_row(targets, target, point) for point in front_of(target)]
         parts.append(_table(headings(targets, target), rows))
-        parts += [f"<p>{html.escape(name)} does not run: {html.escape(why)}</p>" for name, why in target.refused]
+        parts += [f"<p>{html.escape(text)}</p>" for text in refused_texts(target)]
     style = "body{font:15px sans-serif;margin:2em}td,th{padding:.2em .8em;text-align:left}"
     head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(targets.name)}</title><style>{style}</style>'
     return head + "\n".join(parts) + "\n"

@@ -142,7 +142,7 @@ def _metrics(setting: Setting, files: Sequence[File], refused: dict[str, str]) -
         elif file.path.name.endswith(target.suffix):
             foreign[file.path] = file
         else:
-            refused[file.name] = f"it reads {target.suffix} files"
+            refused[file.name] = f"{setting.profile.name} reads {target.suffix} files"
     if not foreign:
         return metrics
 
