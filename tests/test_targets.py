@@ -84,8 +84,9 @@ def test_a_search_for_each_and_what_was_scored_is_not_scored_again(searched: tup
 
 def test_what_does_not_depend_on_the_target_is_done_once(searched: tuple[Path, TargetsOutcome]) -> None:
     steps: list[str] = json.loads((searched[0] / "steps.json").read_text())
-    for once in ("reading model and data", "calibrating", "quantizing weights"):
+    for once in ("reading model and data", "calibrating"):
         assert sum(step.startswith(once) for step in steps) == 1, steps
+    assert sum(step.startswith("quantizing weights") for step in steps) <= 1  # or the bank has them of other tests
     assert sum(step.startswith("target ") for step in steps) == 2
 
 
