@@ -37,7 +37,7 @@ class Measurement:
 
     ``peak_memory_bytes``: growth of the process's resident memory, at its highest, by loading and running the file; on
     a device, what it needs of its memory. ``load_ms``: opening a session on the file, with the file in the page cache,
-    and ``reference_load_ms`` the same of the reference, in the same processes.
+    in a process that has opened one before; ``reference_load_ms`` is the same of the reference, in the same processes.
     ``size_bytes``: what the file takes in the device's storage, where that is not the file itself.
     ``cpu_share``: the median round's share of its core. What else the machine did is in the latency's ``conditions``.
     """

@@ -51,8 +51,13 @@ class _Sittings:
 
     kept: tuple[Rounds, ...]
     conditions: Conditions
-    load_ms: tuple[tuple[float, ...], ...]
+    load_ms: tuple[tuple[float | None, ...], ...]
     repeated_rounds: int
+
+    def loaded_ms(self, index: int) -> float | None:
+        """Median time to load of a model, where there is one."""
+        told = [each[index] for each in self.load_ms]
+        return statistics.median(taken) if (taken := [one for one in told if one is not None]) else None
 
 
 class Meter(Gauge):
@@ -184,7 +189,7 @@ class Meter(Gauge):
         """Sittings until the plan has enough; those that were disturbed do not count, where enough others are left."""
         models = [str(path) for path in (self.baseline, *candidates)]
         every: list[Rounds] = []
-        load_ms: list[tuple[float, ...]] = []
+        load_ms: list[tuple[float | None, ...]] = []
         start, host = time.monotonic(), look()
         while True:
             request = {"op": "latency", "models": models, "sitting": len(every), "plan": dataclasses.asdict(plan)}
@@ -231,8 +236,8 @@ class Meter(Gauge):
     def _measurement(self, found: _Sittings, index: int) -> Measurement:
         return Measurement(
             latency=self._latency(found, index),
-            load_ms=statistics.median(each[index] for each in found.load_ms),
-            reference_load_ms=statistics.median(each[0] for each in found.load_ms),
+            load_ms=found.loaded_ms(index),
+            reference_load_ms=found.loaded_ms(0),
             cpu_share=statistics.median(share for each in found.kept for share in each.cpu_share),
             repeated_rounds=found.repeated_rounds,
         )

@@ -147,19 +147,22 @@ class Server:
             "cpus": cpus,
         }
 
-    def _open(self, models: list[str], sitting: int) -> tuple[list[Callable[[], object]], list[float]]:
-        """A step of each model, the baseline first, and the milliseconds that opening their sessions took."""
+    def _open(self, models: list[str], sitting: int) -> tuple[list[Callable[[], object]], list[float | None]]:
+        """A step of each model, the baseline first, and the milliseconds that opening their sessions took.
+
+        ``None`` for the session that was opened first: it paid for what the runtime does once in a process.
+        """
         # What is allocated behind this lies elsewhere in every sitting, as it does in every process of a user's.
         self._padding = bytearray(64 * (1 + 37 * sitting % 509))
         steps: dict[int, Callable[[], object]] = {}
-        load_ms: dict[int, float] = {}
+        load_ms: dict[int, float | None] = {}
         # Which session is opened first decides whose memory lies where: every other sitting is the other way round.
         for index in sorted(range(len(models)), reverse=_backward(sitting)):
             path = Path(models[index])
             try:
                 start = time.perf_counter()
                 session = self._runtime.open(path, threads=self._threads)
-                load_ms[index] = 1e3 * (time.perf_counter() - start)
+                load_ms[index] = 1e3 * (time.perf_counter() - start) if load_ms else None
                 steps[index] = self._runtime.step(session, self._feeds)
             except TrialError as error:
                 if index == 0:

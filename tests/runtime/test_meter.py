@@ -134,7 +134,7 @@ def test_one_that_is_clearly_too_slow_is_timed_roughly(baseline):
     plan = TimingPlan(block_s=0.002, max_rounds=2, min_sittings=4, max_sittings=4, limit_s=30)
     with Meter(baseline, {"x": X}, plan=plan) as meter:
         exact, rough = meter.measure(baseline, idle_above=10.0), meter.measure(baseline, idle_above=0.1)
-    assert len(rough.latency.blocks_ms) == 2 and len(exact.latency.blocks_ms) >= 8
+    assert len(rough.latency.blocks_ms) == 2 and len(exact.latency.blocks_ms) >= 4  # a disturbed one may be left out
     low, high = rough.latency.ratio_ci95
     assert high / low >= 1.1**2 and low < rough.latency.ratio < high
     assert rough.peak_memory_bytes > 0
@@ -184,8 +184,6 @@ def test_many_in_turn(meter, tmp_path, baseline):
     assert ratios[0] > 3 * ratios[1] and ratios[2] > 3 * ratios[1]
     assert latencies[0].baseline_blocks_ms == latencies[1].baseline_blocks_ms != latencies[2].baseline_blocks_ms
     assert all(each.load_ms > 0 and each.peak_memory_bytes is None for each in measured)
-    # What is loaded in the same processes as the first is the same reference.
-    assert measured[0].reference_load_ms == measured[1].reference_load_ms != measured[2].reference_load_ms
     assert meter.measure_many([]) == []
     ratios, _ = meter.glance([big, baseline, big], TimingPlan(block_s=0.002, min_sittings=2, limit_s=0.01))
     assert len(ratios) == 3 and min(ratios) > 0
@@ -218,6 +216,17 @@ def test_what_does_not_fit_together_is_timed_in_smaller_groups(tmp_path):
             meter.measure(huge)
         assert caught.value.reason in ("load", "measure")
         assert meter.measure(baseline).latency.ratio > 0  # and the next one is measured
+
+
+def test_what_a_process_opens_first_has_no_time_to_load(baseline):
+    """The baseline is first in every other sitting: in the only one, its time would have the runtime's own in it."""
+    for sittings in (1, 2):
+        plan = TimingPlan(block_s=0.002, min_sittings=sittings, max_sittings=sittings, limit_s=60.0)
+        with Meter(baseline, {"x": X}, plan=plan) as meter:
+            one, other = meter.measure_many([baseline, baseline])
+        assert one.reference_load_ms == other.reference_load_ms
+        assert (one.reference_load_ms is None) == (sittings == 1)
+        assert one.load_ms > 0 and other.load_ms > 0
 
 
 @pytest.mark.parametrize("content", [None, b"no model", b""])
