@@ -44,6 +44,7 @@ from autoq.spec.job import load_job
 
 OFF = 0.02
 DRAWS = 2000
+ENOUGH = 6
 ALONE, TURNS = "alone", "turns"
 
 _evaluator: Evaluator | None = None
@@ -252,8 +253,10 @@ def judged(found: dict[str, list[list[Latency]]], times: dict[str, list[float]])
     return result
 
 
-def verdict_of(kind: str, figure: dict[str, Any]) -> str:
+def verdict_of(kind: str, figure: dict[str, Any], rounds: int) -> str:
     """What is sure of an arrangement beside turns, in a sentence."""
+    if rounds < ENOUGH:
+        return f"{kind} against turns: {rounds} rounds are too few to tell; give more --minutes"
     said = []
     for name, words in (("marked", "marked"), ("off", "off by more than 2 %")):
         low, high = figure[name]["less_turns"]
@@ -295,8 +298,8 @@ def main() -> None:
         print(" ".join([f"{kind:8s}", *(f"{cell:>22s}" for cell in cells)]))
     for kind in result:
         if kind not in (ALONE, TURNS):
-            print(verdict_of(kind, result[kind]))
-    print(f"saved to {save('measure_slots', {'machine': machine(), 'arrangements': result})}")
+            print(verdict_of(kind, result[kind], len(times[ALONE])))
+    save("measure_slots", {"machine": machine(), "rounds": len(times[ALONE]), "arrangements": result})
 
 
 if __name__ == "__main__":
