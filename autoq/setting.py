@@ -24,11 +24,13 @@ from autoq.model.lower import Lowering
 from autoq.model.source import SourceModel, read_model
 from autoq.model.target import Target
 from autoq.record.files import write_atomically
+from autoq.record.machines import machine_document, machines_note, machines_of
 from autoq.record.run_folder import RunFolder
 from autoq.runtime.base import InputSpec, fixed_batch
 from autoq.runtime.data import Split, load_split
 from autoq.runtime.detect import detect, fit
 from autoq.runtime.gauge import METER, Gauge, load_gauge
+from autoq.runtime.kind import kind_of
 from autoq.runtime.machine import describe
 from autoq.runtime.meter import SEARCH_PLAN
 from autoq.runtime.metric import Metric, resolve_metric
@@ -50,8 +52,9 @@ class Setting:
     """All that a search reads, checked before anything dear begins. ``model`` has its layers' MACs filled in.
 
     ``target`` is what candidates are written for and scored on. ``padding_mask`` is the input that says what
-    calibration leaves out. ``mismatch`` says why the profile does not describe this machine, where the search was
-    forced. ``forms`` are the forms of the graph that candidates are written in: none until :func:`choose_forms`.
+    calibration leaves out. ``mismatch`` says why the profile does not describe this machine, or that the search ran on
+    machines of several kinds, where it was forced. ``forms`` are the forms of the graph that candidates are written in:
+    none until :func:`choose_forms`.
     """
 
     job: Job
@@ -170,6 +173,28 @@ def check_machine(profile: Profile, force: bool, warn: Callable[[str], None]) ->
     mark = f"measured on a machine that profile {profile.name!r} does not describe: {'; '.join(problems)}"
     warn(mark)
     return mark
+
+
+def with_machines(
+    setting: Setting,
+    run: Path,
+    recorded: Mapping[str, Any],
+    *,
+    force: bool = False,
+    warn: Callable[[str], None] = lambda text: None,
+) -> tuple[Setting, list[dict[str, Any]]]:
+    """``setting`` and the machines of the search in ``run``, whose ``run.json`` is ``recorded``: its own and this one.
+
+    Raises :class:`autoq.errors.RunError` where they are not of one kind; with ``force`` it warns of it, and the setting
+    is marked.
+    """
+    timed = setting.profile.measure.by == METER
+    own = kind_of(describe(), setting.profile.runtime.name)
+    machines = machines_of(run, recorded, own, timed=timed, force=force)
+    if note := machines_note(machines, timed=timed):
+        warn(note)
+        setting = dataclasses.replace(setting, mismatch="; ".join(filter(None, [setting.mismatch, note])))
+    return setting, [machine_document(machine) for machine in machines]
 
 
 def _padding_mask(job: Job, inputs: Sequence[InputSpec]) -> str | None:

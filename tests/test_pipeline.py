@@ -19,7 +19,7 @@ import autoq
 from autoq.core.identity import sha256_hex
 from autoq.core.objectives import constraint_violations, point_values
 from autoq.core.result import Estimate, Trial
-from autoq.errors import AutoqError, ProfileError
+from autoq.errors import AutoqError, ProfileError, RunError
 from autoq.pipeline import Events, run_search
 from autoq.record.front import read_front
 from autoq.record.noise import nothing_ranked
@@ -244,10 +244,20 @@ def test_a_search_in_forms_keeps_them_and_says_what_they_give(
     model = onnx.load(tmp_path / "run" / point.model_path)
     assert [node.op_type for node in model.graph.node].count("Pad") == 2  # of the image, and of the weight
     # A search that goes on keeps the forms that it began with, and what is exported is what was scored.
-    again = autoq.search(job, out=tmp_path / "run", ray="off", resume=True)
+    # It began on a machine that is not this one, though: that is refused, or else said.
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["machines"][0]["cpu_model"] = "CPU A"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    with pytest.raises(RunError, match=r"run was searched on another machine\. Here: CPU .*, not CPU A\."):
+        autoq.search(job, out=tmp_path / "run", ray="off", resume=True)
+    told: list[str] = []
+    again = autoq.search(job, out=tmp_path / "run", ray="off", resume=True, force=True, on_warning=told.append)
+    mark = "searched on 2 machines, whose figures are ranked together; after the first one: CPU "
+    assert told[0].startswith(mark) and again.front.notes[0].startswith(mark)
     assert again.front.form is not None and again.front.points[0].sha256 == point.sha256
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["identity"]["forms"] == ["wide-input"]
+    assert [machine["cpu_model"] == "CPU A" for machine in record["machines"]] == [True, False]
     found = verify(again.export("fastest", tmp_path / "exported"))
     assert all(check.status == "ok" for check in found.checks), found
 

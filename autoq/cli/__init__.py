@@ -78,7 +78,11 @@ def cli() -> None:
     type=click.Choice(["none", "sequential"]),
     help="Polish the front's points when the search has ended, instead of the job's choice.",
 )
-@click.option("--force", is_flag=True, help="Search although the hardware profile does not describe this machine.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Search although the hardware profile does not describe this machine, or --resume on another machine.",
+)
 @click.option("--quiet", is_flag=True, help="No progress; errors, warnings and the result only.")
 def search(job: Path, out: Path | None, resume: bool, quiet: bool, **options: object) -> None:
     """Search the job file JOB; print the front."""

@@ -23,6 +23,7 @@ from autoq.pipeline.notes import circumstances, health_of, notes_on, stop_notes,
 from autoq.pipeline.scoring import executor_of, problem_of, steps_of
 from autoq.pipeline.start import RUNS, open_tracker, run_record
 from autoq.record.front import write_front
+from autoq.record.machines import MACHINES
 from autoq.record.publish import EXAMPLE_ROWS, publish
 from autoq.record.run_folder import RunFolder, free_name
 from autoq.record.tracking import Tracker
@@ -31,7 +32,16 @@ from autoq.search.groundwork import Calibrated
 from autoq.search.loop import Limits, Search
 from autoq.search.ranking import proxy_truths
 from autoq.search.store import TrialLog
-from autoq.setting import Setting, choose_forms, gauge_of, groundwork_of, read_setting, workload_of, write_reference
+from autoq.setting import (
+    Setting,
+    choose_forms,
+    gauge_of,
+    groundwork_of,
+    read_setting,
+    with_machines,
+    workload_of,
+    write_reference,
+)
 from autoq.spec.job import Job
 
 
@@ -49,8 +59,8 @@ def run_search(
     """Runs a job: reads and checks what it names, calibrates, searches, checks the front on unseen data, records it.
 
     ``ray`` is ``"local"``, ``"off"`` or a cluster's address; ``workers`` 0 is one a core. ``force`` searches on a
-    machine that the profile does not describe. Raises :class:`autoq.errors.AutoqError`; finished trials stay in the
-    run folder whatever happens.
+    machine that the profile does not describe, or resumes on another one. Raises
+    :class:`autoq.errors.AutoqError`; finished trials stay in the run folder whatever happens.
     """
     events = events or Events()
     started = time.monotonic()
@@ -61,10 +71,11 @@ def run_search(
     path = Path(out) if out is not None else free_name(RUNS, job.name)
     with RunFolder(path).open(resume=resume) as folder:
         recorded = folder.read() if resume else {}
+        setting, machines = with_machines(setting, path, recorded, force=force, warn=events.warn)
         setting = choose_forms(setting, recorded, step=events.step)
         record = run_record(folder, setting, recorded)
         tracker = open_tracker(folder, record, setting, taken_over, events)
-        record["tracking"] = {"uri": tracker.uri, "run_id": tracker.run_id}
+        record |= {"tracking": {"uri": tracker.uri, "run_id": tracker.run_id}, MACHINES: machines}
         folder.write(record)
         status = "FAILED"
         try:

@@ -30,7 +30,7 @@ class Kind:
 
     def timed_otherwise(self, other: Kind) -> str:
         """Why times taken on ``other`` cannot stand beside those of this one, in words; empty where they can."""
-        found = [*self._otherwise(other)]
+        found = self._otherwise(other)
         if self.cpu_model != other.cpu_model:
             found.append(f"CPU {other.cpu_model}, not {self.cpu_model}")
         if self.cores != other.cores:
@@ -43,7 +43,7 @@ class Kind:
 
     def scored_otherwise(self, other: Kind) -> str:
         """Why a file may have another metric on ``other`` than on this one, by more than sums in another order make."""
-        found = [*self._otherwise(other)]
+        found = self._otherwise(other)
         here, there = adds_pairs_in_16_bits(self.flags), adds_pairs_in_16_bits(other.flags)
         if here != there:
             has = "has no VNNI, without which its integer kernels" if there else "has VNNI, without which those here"
