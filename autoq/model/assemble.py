@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from autoq.model.compact import compact
 from autoq.model.graph import Graph, names_read
-from autoq.model.prepare import INT2_IR_VERSION, INT2_OPSET, raise_opset
+from autoq.model.opset import INT2_IR_VERSION, INT2_OPSET, raise_opset
 from autoq.model.products import OWN_DOMAIN
 
 

@@ -29,7 +29,7 @@ from autoq.model.forms_norm import sum_before_norm
 from autoq.model.forms_products import bias_in_product
 from autoq.model.graph import Graph
 from autoq.model.load import opset_of
-from autoq.model.prepare import raise_opset
+from autoq.model.opset import raise_opset
 
 Rewrite = Callable[[Draft], int]
 """Rewrites a draft wherever it can; gives back in how many places."""

@@ -20,16 +20,7 @@ from onnxscript import version_converter
 from autoq.errors import ModelError
 from autoq.model.fold import cause_of, fold
 from autoq.model.load import opset_of
-
-TARGET_OPSET = 21
-"""The first opset with 4-bit integers (ONNX 1.16), hence the oldest that every lowered form needs."""
-
-IR_VERSION = 10
-"""The IR version that belongs to opset 21."""
-
-INT2_OPSET, INT2_IR_VERSION = 25, 13
-"""2-bit integers came with opset 25 (ONNX 1.20). Between 21 and 25 operators gained types and attributes whose defaults
-keep their meaning, so a graph means the same under the later number."""
+from autoq.model.opset import IR_VERSION, TARGET_OPSET
 
 # Suffixes of the names that lowering gives; a model that has such names itself came out of autoq.
 _OWN_NAMES = re.compile(
@@ -90,14 +81,6 @@ def _norms(model: ir.Model) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             if np.isfinite(gamma).all() and np.isfinite(beta).all():
                 found[node.outputs[0].name] = (beta, np.square(gamma))
     return found
-
-
-def raise_opset(model: onnx.ModelProto, opset: int, ir_version: int) -> None:
-    """Writes later versions into ``model``; its nodes stay as they are."""
-    model.ir_version = max(model.ir_version, ir_version)
-    for entry in model.opset_import:
-        if entry.domain in ("", "ai.onnx"):
-            entry.version = max(entry.version, opset)
 
 
 def _quantized_already(model: onnx.ModelProto) -> list[str]:

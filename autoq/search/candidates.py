@@ -18,7 +18,7 @@ from autoq.model.corrections import bias_problem
 from autoq.model.floats import floats_problem
 from autoq.model.graph import Graph
 from autoq.model.moments import has_moment
-from autoq.model.prepare import INT2_IR_VERSION, INT2_OPSET, TARGET_OPSET, raise_opset
+from autoq.model.opset import INT2_IR_VERSION, INT2_OPSET, TARGET_OPSET, raise_opset
 from autoq.model.smoothing import smoothing_problem
 from autoq.numerics.product import least_rows
 from autoq.runtime.ort import open_session

@@ -10,7 +10,7 @@ import pytest
 from onnx import defs
 
 from autoq.model.operators import CARRY, INTEGER
-from autoq.model.prepare import INT2_IR_VERSION, INT2_OPSET, TARGET_OPSET, raise_opset
+from autoq.model.opset import INT2_IR_VERSION, INT2_OPSET, TARGET_OPSET, raise_opset
 from tests.model.test_placement import CARRIED, COMPUTED, FORMS, _between
 from tests.models import Net, lowered, run_optimized
 
