@@ -56,7 +56,10 @@ def searched(job: dict[str, Any], hardware: list[str], out: Path) -> dict[str, d
         now = time.perf_counter()
         seconds[row] = seconds.get(row, 0.0) + now - last
         if text.startswith("target "):
-            seconds = found.setdefault(text.split()[1], {"seconds": {}})["seconds"]
+            # What was read for all of them before the first is the first one's.
+            before, seconds = (seconds if not found else {}), {}
+            seconds |= before
+            found[text.split()[1]] = {"seconds": seconds}
         last, row = now, row_of(text)
         print(f"  {text}", flush=True)
 
@@ -116,7 +119,7 @@ def main() -> None:
         print(f"{row:28s}" + "".join(f"{each[row]:15d}" for each in found.values()))
     for row in ("metric_s", "measure_s"):
         print(f"{row:28s}" + "".join(f"{each[row]:15.1f}" for each in found.values()))
-    print("saved", save("two_targets", {"machine": machine(), "trials": options.trials, "targets": found}))
+    save("two_targets", {"machine": machine(), "trials": options.trials, "targets": found})
 
 
 if __name__ == "__main__":
