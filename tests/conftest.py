@@ -26,18 +26,22 @@ settings.register_profile("autoq", deadline=None, derandomize=True, suppress_hea
 settings.load_profile("autoq")
 
 
-# The files that take longest, first: two processes then end together.
+# The files that take longest, first: two processes then end together. Those that wait for Ray are apart, each beside
+# one that computes.
 _LONG = (
     "cli/test_interrupted.py",
-    "search/test_ray.py",
+    "cli/test_commands.py",
+    "record/test_tracking.py",
     "test_pipeline.py",
+    "robustness/test_fuzz.py",
+    "search/test_ray.py",
+    "infra/test_examples.py",
+    "infra/test_entrypoint.py",
+    "model/test_torch_runtime.py",
+    "robustness/test_bad_layers.py",
+    "model/test_random_models.py",
     "search/test_latency_search.py",
     "record/test_openvino.py",
-    "cli/test_reference.py",
-    "cli/test_commands.py",
-    "infra/test_entrypoint.py",
-    "runtime/test_command.py",
-    "runtime/test_meter.py",
 )
 
 
