@@ -3,7 +3,8 @@
     python benchmarks/tflite_equal.py [--rows 2000] [--bench DIR]     # needs the extra [npu]
 
 Candidates of ResNet-20 and of the MobileNetV3-style network (benchmarks/mobile_nets.py) with 8-bit activations and
-weights of 8 to 2 bits (GPTQ), as ONNX on ONNX Runtime and as TFLite on LiteRT, on the first rows of ``val.npz``:
+weights of 8 to 2 bits (GPTQ), and with 16-bit ones, as ONNX on ONNX Runtime and as TFLite on LiteRT, on the first rows
+of ``val.npz`` (with 16 bits, 40, which take LiteRT as long as the others all):
 the largest difference of a logit in steps of the output's grid, the share of logits that are equal, the share of rows
 with the same class, and top-1 of both. "mixed" gives the layers 8, 4 and 2 bits by their number of weights: 2 bits to
 the largest third, 4 to the next, 8 to the rest and to the first and last layer. Vela's figures are estimates; the
@@ -39,13 +40,15 @@ from autoq.runtime.vela_compile import NPUS, estimate
 from autoq.search.candidates import Candidates, activation_specs, weight_specs
 
 SCHEMES = {bits: Scheme.parse(f"w{bits}a8{'' if bits == 8 else '-gptq'}@minmax") for bits in (8, 6, 5, 4, 3, 2)}
+WIDE = {bits: Scheme.parse(f"w{bits}a16{'' if bits == 8 else '-gptq'}@minmax") for bits in (8, 4, 3)}
+WIDE_ROWS = 40  # LiteRT has no fast kernels for them
 
 
 def lowering_of(model: Path, images: np.ndarray) -> Lowering:
     """The model laid out for all of SCHEMES."""
     graph = Graph(prepare(onnx.load(model)).model)
     layers = read_layers(graph)
-    schemes = tuple(SCHEMES.values())
+    schemes = (*SCHEMES.values(), *WIDE.values())
     found = [Candidates(layer=layer, schemes=(FLOAT32,) if layer.integer_problem else schemes) for layer in layers]
     wanted = weight_specs(found)
     moment_layers = {layer.name: layer for layer, spec in wanted if sees_data(layer, spec)}
@@ -77,6 +80,10 @@ def policies(layers: tuple[Layer, ...]) -> dict[str, dict[str, Scheme]]:
             for bits in (6, 5, 4, 3, 2)
         },
         "mixed": dict.fromkeys(ends, SCHEMES[8]) | mixed,
+        "w8a16": {layer.name: WIDE[8] for layer in layers},
+        **{
+            f"w{bits}a16, ends at 8": dict.fromkeys(ends, WIDE[8]) | dict.fromkeys(inner, WIDE[bits]) for bits in (4, 3)
+        },
     }
 
 
@@ -133,7 +140,8 @@ def main() -> None:
     for model, path in {"ResNet-20": Path(job["model"]["path"]), "MobileNetV3-style": trained(given.bench)}.items():
         lowering = lowering_of(path, images[:256])
         for name, policy in policies(lowering.layers).items():
-            file, row = compared(lowering.build(lowering.canonical(Policy.of(policy))), x, y)
+            count = WIDE_ROWS if "a16" in name else len(x)
+            file, row = compared(lowering.build(lowering.canonical(Policy.of(policy))), x[:count], y[:count])
             row["vela"] = estimates(file, tuple(NPUS))
             u55 = row["vela"]["ethos-u55-256"]
             table.append({"model": model, "policy": name, **row})
