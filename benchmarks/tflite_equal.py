@@ -27,6 +27,7 @@ from autoq.core.scheme import FLOAT32, Scheme
 from autoq.errors import TrialError
 from autoq.model.bank import Bank
 from autoq.model.calibrate import affine_table, calibrate
+from autoq.model.forms import formed
 from autoq.model.graph import Graph
 from autoq.model.layers import read_layers
 from autoq.model.lower import Lowering
@@ -42,6 +43,7 @@ from autoq.search.candidates import Candidates, activation_specs, weight_specs
 SCHEMES = {bits: Scheme.parse(f"w{bits}a8{'' if bits == 8 else '-gptq'}@minmax") for bits in (8, 6, 5, 4, 3, 2)}
 WIDE = {bits: Scheme.parse(f"w{bits}a16{'' if bits == 8 else '-gptq'}@minmax") for bits in (8, 4, 3)}
 WIDE_ROWS = 40  # LiteRT has no fast kernels for them
+FORMS = ("selecting-conv",)  # as the profiles of the Ethos-U have it
 
 
 def lowering_of(model: Path, images: np.ndarray) -> Lowering:
@@ -55,13 +57,13 @@ def lowering_of(model: Path, images: np.ndarray) -> Lowering:
     statistics = calibrate(
         graph,
         [{graph.inputs[0]: images[i : i + 32]} for i in range(0, len(images), 32)],
-        tensors=Placer(graph, layers, integer_products=True).tensors_to_calibrate(),
+        tensors=Placer(formed(graph, FORMS), layers, integer_products=True).tensors_to_calibrate(),
         moment_layers=list(moment_layers.values()),
     )
     bank = Bank(graph, calibration_id="")
     bank.compute(wanted, statistics.moments)
     affines = affine_table(statistics.statistics, activation_specs(found))
-    return Lowering(graph, layers, affines, bank.entries, integer_products=True)
+    return Lowering(graph, layers, affines, bank.entries, forms=FORMS, integer_products=True)
 
 
 def policies(layers: tuple[Layer, ...]) -> dict[str, dict[str, Scheme]]:

@@ -24,11 +24,15 @@ _EXACT = float(2**22)  # up to which float32 has quarters
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Weights:
-    """Integers int8, scales float32 ``[channels]`` or ``[1]``, bias float64 ``[channels]``."""
+    """A candidate's integers int8, scales float32 ``[channels]`` or ``[1]`` and bias float64 ``[channels]``.
+
+    ``stated`` are the scales that the file gives the integers.
+    """
 
     values: np.ndarray
     scale: np.ndarray
     bias: np.ndarray
+    stated: np.ndarray
 
 
 _Write = Callable[[list[Value], Grid, str, _Weights], Value]
@@ -151,16 +155,17 @@ def _layer(emitter: Emitter, node: onnx.NodeProto, value: Value, weights: _Weigh
 
     Lowering writes HardSigmoid by rounding ``v`` to a grid and reading the integers on another: ``(v + shift) * gain``.
     Weights whose scales are ``gain`` times as large, and a bias moved by ``shift``, write to the other grid at once.
+    The bias is as many steps as before: divided by other steps, it would round otherwise where it is close to a half.
     """
     found = emitter.ending(node, _behind_bias(emitter, node)[1])
     if found.written is None:
         raise refusal(node, "writes a float output; TFLite needs a calibrated range for it (integer_products)")
     gain, shift = _between(found)
-    scaled = replace(weights, bias=(weights.bias + shift) * float(np.float32(gain)))
+    scaled = replace(weights, bias=weights.bias + shift)
     if gain != 1:
         assert found.read is not None
         scales = (np.float32(grid.scale) for grid in (value.grid, found.written, found.read))
-        scaled = replace(scaled, scale=rescaled(weights.scale, *scales)[0])
+        scaled = replace(scaled, stated=rescaled(weights.scale, *scales)[0])
     plain = replace(found, written=found.read, read=found.read)
     emitter.keep(
         plain,
@@ -194,7 +199,7 @@ def _weights(emitter: Emitter, node: onnx.NodeProto) -> _Weights:
         if found is None:
             raise refusal(node, f"has a bias {name!r} that is computed")
         bias = np.broadcast_to(found.reshape(-1), bias.shape).astype(np.float64)
-    return _Weights(values=values, scale=scale, bias=bias)
+    return _Weights(values=values, scale=scale, bias=bias, stated=scale)
 
 
 def _behind_bias(emitter: Emitter, node: onnx.NodeProto) -> tuple[str, str]:
@@ -224,6 +229,6 @@ def _numbers(
     bias = values.astype(np.int32 if grid.bits == 8 else np.int64)
     name = node.input[1].rpartition("::")[0]  # exporters have "::" in their own names, too
     return [
-        emitter.file.weights(name, stored, weights.scale, axis),
-        emitter.file.weights(f"{name}::bias", bias, step, 0),
+        emitter.file.weights(name, stored, weights.stated, axis),
+        emitter.file.weights(f"{name}::bias", bias, (np.float32(grid.scale) * weights.stated).astype(np.float32), 0),
     ]

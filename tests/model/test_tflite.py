@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from autoq.core.scheme import Scheme
 from autoq.errors import AutoqError, TrialError
-from tests.models import Lowered, Net, lowered, run, run_unfused
+from tests.models import Lowered, Net, lowered, run, run_optimized, run_unfused
 
 pytest.importorskip("ai_edge_litert", reason="the extra [npu] is not installed")
 
@@ -310,6 +311,23 @@ def test_candidates_of_two_widths(mobile: Lowered) -> None:
         (found,) = on_litert(candidate, mobile.feeds)[1].values()
         (expected,) = run(candidate, mobile.feeds).values()
         assert float(np.abs(found - expected).max()) < 0.04 * float(np.ptp(expected)), choice
+
+
+def test_a_bias_before_a_hard_sigmoid_is_as_many_steps_as_in_onnx_runtime() -> None:
+    """Large beside its steps, so that a rounding of its own would go the other way in some of a thousand channels."""
+    net = Net()
+    y = net.add("Conv", net.input("N", 4, 4, 4), net.weight(1000, 4, 1, 1), net.constant(
+        net.rng.uniform(10, 20, 1000).astype(np.float32)))  # fmt: skip
+    model = net.model(net.add("HardSigmoid", y, alpha=1 / 6, beta=0.5))
+    x = np.random.default_rng(0).uniform(0, 0.1, (8, 4, 4, 4)).astype(np.float32)
+    candidate = lowered(model, ["w3a8@minmax"], {"x": x}, integer_products=True).build("w3a8@minmax")
+    _, graph, _ = run_optimized(candidate, {"x": x})
+    (conv,) = (node for node in graph.node if node.op_type == "QLinearConv")
+    (expected,) = (numpy_helper.to_array(each) for each in graph.initializer if each.name == conv.input[8])
+    interpreter = LiteRt().open(to_tflite(candidate)).interpreter
+    (operator,) = (each for each in interpreter._get_ops_details() if each["op_name"] == "CONV_2D")
+    assert np.median(np.abs(expected)) > 50_000
+    assert np.array_equal(interpreter.get_tensor(operator["inputs"][2]), expected)
 
 
 def test_all_is_on_integers(mobile: Lowered) -> None:
