@@ -42,8 +42,9 @@ from autoq.search.fidelity import Steps
 from autoq.search.form_probe import FormFigure, probe_forms
 from autoq.search.groundwork import Calibrated, lay_groundwork
 from autoq.search.problem import nearest_of
-from autoq.spec.hardware import AUTO, Profile
+from autoq.spec.hardware import Profile
 from autoq.spec.job import Job
+from autoq.spec.profile_fields import AUTO
 from autoq.spec.space import Space, load_space
 
 

@@ -67,7 +67,7 @@ class Lowering:
     ``affines`` maps (root tensor, its :class:`ActivationSpec`) to scale and zero point; ``bank`` maps (layer name,
     :class:`WeightSpec`) to quantized weights, ``corrections`` to what is added to the bias, and ``smoothing`` (layer
     name, strength) to what the input is divided by. All hold whatever the space can ask for. ``accuracy_level`` is what
-    products with weights in blocks compute with (:class:`autoq.spec.hardware.LoweringChoice`).
+    products with weights in blocks compute with (:class:`autoq.spec.profile_fields.LoweringChoice`).
     ``forms`` names the forms (:mod:`autoq.model.forms`) that candidates are written in; ``formed`` is ``graph`` in
     those that come first. ``integer_products`` is as in :class:`autoq.model.placement.Placer`.
     """

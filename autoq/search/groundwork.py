@@ -68,7 +68,7 @@ def lay_groundwork(
 ) -> Lowering:
     """A :class:`Lowering` that can build every policy over the candidates ``found``, in the given forms.
 
-    ``accuracy_level`` and ``integer_products`` are the profile's (:class:`autoq.spec.hardware.LoweringChoice`).
+    ``accuracy_level`` and ``integer_products`` are the profile's (:class:`autoq.spec.profile_fields.LoweringChoice`).
     ``calibrated`` is of the same model, data and padding mask, taken for other candidates or forms: where it has all
     that these need, and their weights are in the bank, there is no pass over the data.
 

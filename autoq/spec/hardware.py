@@ -10,182 +10,47 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from autoq.core.form import FORM_NAMES
 from autoq.core.layer import LAYER_OPS, Layer
 from autoq.core.op_rules import op_problem
-from autoq.core.scheme import FLOAT32, IN_BYTES, PACKED, WEIGHT_BITS, Scheme
+from autoq.core.scheme import FLOAT32, PACKED, Scheme
 from autoq.errors import JobError
-from autoq.spec.checking import AsTuple, Count, Fields, Text, nearest, show, validate
+from autoq.spec.checking import nearest, show, validate
+from autoq.spec.costs import Cost, cost_of, priced_as, read_costs
 from autoq.spec.extends import read_extended
 from autoq.spec.job import LatencyChoice
 from autoq.spec.limits import Limits
 from autoq.spec.probed import Probed
+from autoq.spec.profile_fields import (
+    AUTO,
+    CostSource,
+    Kind,
+    LatencySettings,
+    LoweringChoice,
+    Match,
+    MeasureChoice,
+    OpRules,
+    ProfileFields,
+    RuntimeChoice,
+)
 from autoq.spec.resources import find_named, named
 from autoq.spec.schemes import (
     by_family,
-    costed_texts,
     glob_problem,
     globbed,
     matches,
-    nearest_scheme,
-    without_calibration,
 )
-
-AUTO = "auto"
-Kind = Literal["cpu", "gpu", "npu"]
-CostSource = Literal["measured", "estimated", "declared"]
-"""Where ``cost`` comes from: single layers timed on such hardware, a model of it, or what documentation lets expect."""
-
-Names = Annotated[tuple[Text, ...], AsTuple]
-
-
-_COSTED = (*LAYER_OPS, "depthwise Conv", "grouped Conv")
 
 _PACKED = tuple(f"w{bits}" for bits in PACKED)
 _NOT_PACKED = (
     "weights of 6, 5 and 3 bits lie in whole bytes here, as large and as slow as 8-bit ones and less exact: they are "
     "for hardware whose compiler packs weights (lowering.packed_weights)"
 )
-
-
-Cost = tuple[tuple[float, float], ...]
-
-
-class Forbidden(Fields):
-    """Schemes (a glob) that an op cannot have here, and why, in words for the user."""
-
-    schemes: Text
-    why: Text
-
-
-class Alignment(Fields):
-    """Schemes (a glob) whose kernels take only layers with a multiple of so many inputs, and of so many outputs."""
-
-    schemes: Text
-    inputs: Count = 1
-    outputs: Count = 1
-    why: Text
-
-
-class OpRules(Fields):
-    """The schemes (globs) that one op may have; ``forbid`` is stronger than ``allow``, and so is ``align``.
-
-    How they run: ``native`` ones in kernels of their own width, ``folded`` ones are float32 (or whatever the runtime
-    computes floats in) by the time a session has loaded; the others are converted at every inference.
-    """
-
-    allow: Annotated[tuple[Text, ...], AsTuple, Field(min_length=1)] = Field(examples=["[float32, w8a8]"])
-    forbid: Annotated[tuple[Forbidden, ...], AsTuple] = ()
-    native: Names = ()
-    folded: Names = ()
-    align: Annotated[tuple[Alignment, ...], AsTuple] = ()
-
-
-class RuntimeChoice(Fields):
-    """The runtime that models are scored and timed on, its execution provider and what else it takes."""
-
-    name: Text = Field(examples=["onnxruntime"])
-    provider: Text | None = None
-    options: dict[Text, Any] = Field(default_factory=dict)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _with_provider(cls, value: Any) -> Any:
-        """ONNX Runtime has a provider; others have none."""
-        if isinstance(value, dict) and value.get("name") == "onnxruntime":
-            return {"provider": "CPUExecutionProvider", **value}
-        return value
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """What the runtime is made with."""
-        return {**({} if self.provider is None else {"provider": self.provider}), **self.options}
-
-    @field_validator("options")
-    @classmethod
-    def _are_scalars(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name, option in value.items():
-            if not isinstance(option, str | int | float):
-                raise ValueError(f"{name!r} must be text, a number, true or false")
-        return value
-
-
-class MeasureChoice(Fields):
-    """Who takes latency and memory (:data:`autoq.runtime.gauge.GAUGES`), and what that takes."""
-
-    by: Text = "meter"
-    options: dict[Text, Any] = Field(default_factory=dict)
-
-
-class LoweringChoice(Fields):
-    """What the runtime runs best, where it leaves a choice.
-
-    ``accuracy_level`` is what MatMulNBits computes with, for weights in blocks: 4 rounds each row's part of a block to
-    8 bits, 1 keeps float32, 0 leaves it to the runtime. ``integer_products``: MatMul and Gemm write integers, as a Conv
-    does. ``packed_weights``: kernels read weights as they are packed, so that fewer bits take less time.
-    """
-
-    accuracy_level: Annotated[int, Field(ge=0, le=4)] = 4
-    integer_products: bool = False
-    packed_weights: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it, without what is as usual."""
-        return {"accuracy_level": self.accuracy_level, **self.model_dump(mode="json", exclude_defaults=True)}
-
-
-class LatencySettings(Fields):
-    """Rows per inference, threads, and timed blocks per candidate (``None``: the meter's own choice)."""
-
-    batch: Count = 1
-    threads: Annotated[int, Field(ge=1, le=1024)] = 1
-    samples: Annotated[int, Field(ge=2, le=100_000)] | None = None
-
-
-class Match(Fields):
-    """How the machine is known: at least one, all and none of the flags; an empty list asks for nothing.
-
-    ``gpu_names`` are globs, of which one GPU's name matches at least one.
-    """
-
-    arch: Names = ()
-    any_cpu_flags: Names = ()
-    all_cpu_flags: Names = ()
-    no_cpu_flags: Names = ()
-    gpu_names: Names = ()
-
-
-FormChoice = Annotated[
-    tuple[Text, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value), AsTuple
-]
-"""Names of forms of the graph; ``auto`` alone: those that a probe finds to pay; ``none`` alone, or nothing: none."""
-
-
-class _ProfileFields(Fields):
-    version: Literal[1] = Field(examples=[1])
-    name: Text
-    kind: Kind = Field(examples=["cpu"])
-    description: str = ""
-    runtime: RuntimeChoice = Field(examples=["{name: onnxruntime}"])
-    latency: LatencySettings = LatencySettings()
-    match: Match = Match()
-    measure: MeasureChoice = MeasureChoice()
-    reference: Text = FLOAT32.family
-    lowering: LoweringChoice = LoweringChoice()
-    ops: Annotated[dict[Text, OpRules], Field(min_length=1)] = Field(examples=["{Conv: {allow: [float32, w8a8]}}"])
-    cost: dict[Text, Any] = Field(default_factory=dict)
-    instead: dict[Text, Text] = Field(default_factory=dict)
-    forms: FormChoice = Field(default=(AUTO,), examples=["auto"])
-    limits: Limits = Limits()
-    costs_are: CostSource = "measured"
-    probed: Probed | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,7 +139,7 @@ class Profile:
         often each weight is used (:attr:`autoq.core.layer.Layer.uses`); between two points of a cost it is
         interpolated on their logarithms, beyond the last it stays.
         """
-        points = _cost(self.costs, op_type, scheme)
+        points = cost_of(self.costs, op_type, scheme)
         if points is None:
             return 1.0
         return float(np.interp(math.log(uses), [math.log(at) for at, _ in points], [cost for _, cost in points]))
@@ -330,8 +195,8 @@ def load_profile(name_or_path: str | Path, base_dir: str | Path) -> Profile:
     Raises :class:`JobError`, which lists every problem and names the nearest op, scheme or field for a typo.
     """
     path = find_named("hardware_profiles", name_or_path, Path(base_dir))
-    fields = validate(_ProfileFields, read_extended(path), str(path))
-    costs, problems = _read_costs(fields.cost)
+    fields = validate(ProfileFields, read_extended(path), str(path))
+    costs, problems = read_costs(fields.cost)
     problems += _instead_problems(fields.instead)
     problems += _form_problems(fields.forms)
     reference, reference_problems = _read_reference(fields.reference)
@@ -423,87 +288,14 @@ def fitting_profiles(arch: str, cpu_flags: Collection[str], gpus: Collection[str
     return [name for name, profile in profiles.items() if not profile.match_problems(arch, cpu_flags, gpus)]
 
 
-def _read_costs(values: Mapping[str, Any]) -> tuple[dict[tuple[str, str], Cost], list[str]]:
-    """The ``cost`` section: scheme -> number for every op, or op -> (scheme -> number, or uses -> number)."""
-    costs: dict[tuple[str, str], Cost] = {}
-    problems: list[str] = []
-    known = costed_texts()
-    for key, value in values.items():
-        table, op = (value, key) if isinstance(value, Mapping) else ({key: value}, "")
-        if op and op not in _COSTED:
-            problems.append(f"cost: no layer is a {show(op)}{nearest(op, _COSTED)}; known: {', '.join(_COSTED)}")
-            continue
-        for text, number in table.items():
-            field = f"cost.{op}.{text}" if op else f"cost.{text}"
-            if text not in known:
-                problems.append(f"{field}: no scheme (less its @calibration) is called that{nearest_scheme(str(text))}")
-                continue
-            points = number.items() if isinstance(number, Mapping) and number else [(1, number)]
-            wrong = [each for point in points for each in point if not _is_positive(each)]
-            if wrong:
-                problems.append(
-                    f"{field}: must be a number above 0, the time relative to float32, or such a number for each of a "
-                    f"few counts of rows, {{1: 0.5, 64: 0.9}} ({show(wrong[0])})"
-                )
-            else:
-                costs[op, str(text)] = tuple(sorted((float(uses), float(cost)) for uses, cost in points))
-    return costs, problems
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 1e-6 <= value <= 1e6
-
-
-def _cost(costs: Mapping[tuple[str, str], Cost], op_type: str, scheme: Scheme) -> Cost | None:
-    """The most specific figure there is.
-
-    A kind of layer goes before its op, an op before all ops, and the scheme itself before one with fewer options.
-    """
-    if scheme == FLOAT32:
-        return ((1.0, 1.0),)
-    for op in (op_type, op_type.split()[-1], ""):
-        for name in _cost_names(scheme):
-            if (op, name) in costs:
-                return costs[op, name]
-    return None
-
-
-def _cost_names(scheme: Scheme) -> list[str]:
-    """What a scheme's cost may be listed under, the most telling first."""
-    text = without_calibration(scheme)
-    if scheme.weight is None:
-        return [text]
-    # How weights were rounded changes no speed, nor what was done to biases and inputs; codebooks are expanded once.
-    weight = dataclasses.replace(scheme.weight, rounding="nearest", bias_correction=None, smoothing=None)
-    activation = scheme.activation and dataclasses.replace(scheme.activation, smoothing=None)
-    plain = without_calibration(Scheme(weight=weight, activation=activation))
-    # Kernels take about as long with zero points as without.
-    names = [text, plain, plain.replace("-asym", ""), plain.removesuffix("-tensor"), scheme.family]
-    if scheme.activation is not None and scheme.activation.dynamic:
-        names = [f"{text}@dynamic", f"{plain}@dynamic", f"{scheme.family}@dynamic", text, plain, scheme.family]
-    return [name.replace(scheme.family, family, 1) for family in _priced_as(scheme.family) for name in names]
-
-
-@cache
-def _priced_as(family: str) -> tuple[str, ...]:
-    """The family, and those whose cost it has without one of its own, the first first: what no ONNX type holds takes as
-    long as the next wider weights to kernels that read bytes, and at most as long where weights are packed. For 16-bit
-    activations the cost of 8 is a guess, on the right side of float32."""
-    if family[:1] != "w":
-        return (family,)
-    wider = [bits for bits in reversed(WEIGHT_BITS) if bits > int(family[1])] if int(family[1]) in IN_BYTES else []
-    found = (family, *(f"w{bits}{family[2:]}" for bits in wider))
-    return (*found, *(name.replace("a16", "a8") for name in found if "a16" in name))
-
-
 def _unpriced(profile: Profile) -> list[str]:
     missing = []
     for op in profile.ops:
         # A family's cost serves all of its schemes; one by one only the others are looked at, for there are thousands.
         priced = {text for owner, text in profile.costs if owner in (op, "")} | {FLOAT32.family}
         for family, listed in by_family().items():
-            if priced.isdisjoint(_priced_as(family)) and any(
-                profile.legal_by_name(op, names) is None and _cost(profile.costs, op, Scheme.parse(names[0])) is None
+            if priced.isdisjoint(priced_as(family)) and any(
+                profile.legal_by_name(op, names) is None and cost_of(profile.costs, op, Scheme.parse(names[0])) is None
                 for names in listed
             ):
                 missing.append(f"cost: {op} may be {family}, which has no cost; add cost.{op}.{family}")

@@ -21,7 +21,8 @@ from autoq.search.candidates import (
     smoothing_strengths,
     weight_specs,
 )
-from autoq.spec.hardware import OpRules, Profile, load_profile
+from autoq.spec.hardware import Profile, load_profile
+from autoq.spec.profile_fields import OpRules
 from autoq.spec.space import Rule, Space
 from tests.models import Net
 
