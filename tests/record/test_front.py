@@ -235,10 +235,10 @@ def test_foreign_content_is_refused(content: bytes, message: str, tmp_path: Path
 
 def test_an_unreadable_scheme_is_told_with_the_grammar(tmp_path: Path) -> None:
     document = json.loads(FIXTURE_V1.read_text())
-    document["points"][0]["policy"]["/fc/Gemm"] = "w5a8"
+    document["points"][0]["policy"]["/fc/Gemm"] = "w9a8"
     path = tmp_path / "front.json"
     path.write_text(json.dumps(document))
-    with pytest.raises(RunError, match=r"points\[0\]\.policy .*'w5a8' is no scheme"):
+    with pytest.raises(RunError, match=r"points\[0\]\.policy .*'w9a8' is no scheme"):
         read_front(path)
 
 
