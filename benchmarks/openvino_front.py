@@ -1,11 +1,12 @@
 """The front on OpenVINO: ResNet-20 searched, scored, timed and exported on it, then judged with OpenVINO alone.
 
-    python benchmarks/openvino_front.py [--run RUN] [--trials 60] [--blocks 60] [--runs 30] [--bench DIR]
+    python benchmarks/openvino_front.py [--run RUN] [--trials 60] [--rounds 5] [--seconds 2] [--bench DIR]
 
 The job is that of examples/resnet20-cifar10 with `hardware: cpu-x86-openvino`; ``--run`` judges a search that is there.
-Metric: top-1 on the final split, which the search never saw. Latency: batch 1, 1 thread, fixed shapes, precision hint
-f32, on one core, a warm block of one compiled model after one of the other, with nothing of autoq's meter; speed is the
-median over blocks of float32's time in OpenVINO / the model's, beside its bootstrap interval over blocks.
+Metric: top-1 on the final split, which the search never saw, in OpenVINO's Python. Latency: OpenVINO's own
+``benchmark_app``, each model in turn for SECONDS, ROUNDS times over: batch 1, 1 thread, one synchronous request, fixed
+shapes, precision hint f32, on one core. Speed is float32's median latency over the model's in the same round: the
+median over rounds, the least and the most.
 
 Goal: a point at 2.4 times float32's speed in OpenVINO, or more, at no more than 0.5 points lost.
 """
@@ -13,10 +14,10 @@ Goal: a point at 2.4 times float32's speed in OpenVINO, or more, at no more than
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ import numpy as np
 import yaml
 from harness import machine, parser, resnet20_job, rows, save, verdict
 
-from autoq.numerics.bootstrap import median_ratio
 from autoq.record.front import read_front
 from autoq.runtime.openvino import import_openvino
 
@@ -48,13 +48,10 @@ def searched(bench: Path, trials: int, folder: Path) -> Path:
     return folder / "run"
 
 
-def compiled(model: Path, batch: int | None = None) -> Any:
-    """A request on the file; with ``batch``, compiled for that many rows, as OpenVINO's documentation has it."""
+def compiled(model: Path) -> Any:
+    """A request on the file."""
     core = openvino.Core()
-    read = core.read_model(str(model))
-    if batch is not None:
-        read.reshape([batch, 3, 32, 32])
-    return core.compile_model(read, "CPU", SETTINGS).create_infer_request()
+    return core.compile_model(core.read_model(str(model)), "CPU", SETTINGS).create_infer_request()
 
 
 def accuracy(request: Any, x: np.ndarray, y: np.ndarray, batch: int = 100) -> float:
@@ -62,30 +59,25 @@ def accuracy(request: Any, x: np.ndarray, y: np.ndarray, batch: int = 100) -> fl
     return float((logits.argmax(-1) == y).mean())
 
 
-def timed(requests: list[Any], feed: np.ndarray, blocks: int, runs: int) -> np.ndarray:
-    """Seconds of each block, [models, blocks]; the order is reversed in every other block."""
-    seconds = np.zeros((len(requests), blocks))
-    for request in requests:
-        for _ in range(20):
-            request.infer([feed], share_inputs=True, share_outputs=True)
-    for block in range(blocks):
-        for index in range(len(requests))[:: 1 if block % 2 else -1]:
-            infer = requests[index].infer
-            for _ in range(10):  # blocks are warm: the model before has filled the caches
-                infer([feed], share_inputs=True, share_outputs=True)
-            start = time.perf_counter()
-            for _ in range(runs):
-                infer([feed], share_inputs=True, share_outputs=True)
-            seconds[index, block] = time.perf_counter() - start
-    return seconds
+def timed(model: Path, seconds: int) -> float:
+    """Milliseconds an inference: the median that ``benchmark_app`` prints."""
+    app = Path(sys.executable).with_name("benchmark_app")
+    done = subprocess.run(
+        [app, "-m", model, "-d", "CPU", "-hint", "none", "-nstreams", "1", "-nireq", "1", "-api", "sync", "-nthreads",
+         "1", "-shape", "[1,3,32,32]", "-infer_precision", "f32", "-t", str(seconds)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = re.search(r"Median:\s+([\d.]+) (us|ms)", done.stdout)
+    assert found is not None, done.stdout
+    return float(found[1]) / (1000 if found[2] == "us" else 1)
 
 
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--run", type=Path)
     arguments.add_argument("--trials", type=int, default=60)
-    arguments.add_argument("--blocks", type=int, default=60)
-    arguments.add_argument("--runs", type=int, default=30)
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--seconds", type=int, default=2)
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory(prefix="autoq-bench-") as folder:
         run = options.run or searched(options.bench, options.trials, Path(folder))
@@ -97,25 +89,25 @@ def main() -> None:
         float32 = Path(job["model"]["path"])
         models = {"float32": float32} | {point.id: run / point.model_path for point in front.points}
         top1 = [accuracy(compiled(path), x, y) for path in models.values()]
-        seconds = timed([compiled(path, 1) for path in models.values()], x[:1], options.blocks, options.runs)
+        ms = np.array([[timed(path, options.seconds) for path in models.values()] for _ in range(options.rounds)])
         sizes = [path.stat().st_size for path in models.values()]
     table = []
     for index, name in enumerate(models):
-        ratio, (low, high) = median_ratio(tuple(seconds[index]), tuple(seconds[0]), seed=0)
+        speeds = ms[:, 0] / ms[:, index]
         table.append(
             {
                 "point": name,
                 "top1": top1[index],
                 "points_lost": 100 * (top1[0] - top1[index]),
-                "speed": 1 / ratio,
-                "speed_ci95": [1 / high, 1 / low],
-                "ms": 1e3 * float(np.median(seconds[index])) / options.runs,
+                "speed": float(np.median(speeds)),
+                "speed_range": [float(speeds.min()), float(speeds.max())],
+                "ms": float(np.median(ms[:, index])),
                 "size": sizes[index] / sizes[0],
             }
         )
-    print("\n| point | top-1 | points lost | ms | speed (95 %) | size |\n|---|---|---|---|---|---|")
+    print("\n| point | top-1 | points lost | ms | speed (all rounds) | size |\n|---|---|---|---|---|---|")
     for row in table:
-        low, high = row["speed_ci95"]
+        low, high = row["speed_range"]
         print(
             f"| {row['point']} | {row['top1']:.4f} | {row['points_lost']:.2f} | {row['ms']:.3f} "
             f"| {row['speed']:.2f} ({low:.2f} to {high:.2f}) | {row['size']:.3f} |"
