@@ -128,7 +128,7 @@ class OpenVino:
         return {name: joined(name, part) for name, part in parts.items()}
 
     def step(self, session: OpenVinoSession, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
-        """One ``infer`` on tensors that were set once, as an application's are: to hand them over in Python takes 15 us.
+        """One ``infer`` on tensors that were set once, as an application's are; to hand them over takes Python 15 us.
 
         A model with open dimensions is compiled for the shapes of ``feeds``, as OpenVINO's documentation advises where
         latency counts: left open, each call pays for finding them out.
