@@ -48,7 +48,7 @@ demo: $(STAMP) ## train a small model, search it, export and verify the knee of 
 	@echo "The exported model is in runs/demo-export. Next: 'make ui' shows every trial in MLflow,"
 	@echo "and 'make dashboard RUN=runs/demo' the study in Optuna's dashboard."
 
-test: lint ## lint, then all tests (about 8 minutes on 2 cores)
+test: lint ## lint, then all tests (about 7 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(STAMP) ## ruff (rules and format) and mypy
