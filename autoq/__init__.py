@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from autoq.core.result import Trial
+    from autoq.pipeline import Events
     from autoq.result import SearchResult, SensitivityResult
     from autoq.targets import TargetsOutcome
 
@@ -64,22 +65,31 @@ def search(
     ``polish`` and ``tracking_uri`` replace the job's. ``ray`` is ``"local"``, ``"off"`` or a cluster's address. Raises
     :class:`autoq.errors.AutoqError`; finished trials stay in ``out``, and ``resume=True`` goes on.
     """
-    import warnings
-
-    from autoq.pipeline import Events, run_search
+    from autoq.pipeline import run_search
     from autoq.result import SearchResult
     from autoq.spec.job import load_job
 
     replaced = load_job(job, base_dir).overridden(
         trials=trials, time=time, tracking_uri=tracking_uri, seed=seed, polish=polish
     )
-    events = Events(
+    events = _events(on_step, on_trial, on_warning)
+    outcome = run_search(replaced, out=out, resume=resume, ray=ray, workers=workers, force=force, events=events)
+    return SearchResult(outcome.front, outcome.trials, outcome.path)
+
+
+def _events(
+    on_step: Callable[[str], None], on_trial: Callable[[Trial], None], on_warning: Callable[[str], None] | None
+) -> Events:
+    """Who is told what; warnings are Python's where nobody is named."""
+    import warnings
+
+    from autoq.pipeline import Events
+
+    return Events(
         step=on_step,
         trial=lambda trial, search: on_trial(trial),
         warn=on_warning or (lambda text: warnings.warn(text, stacklevel=2)),
     )
-    outcome = run_search(replaced, out=out, resume=resume, ray=ray, workers=workers, force=force, events=events)
-    return SearchResult(outcome.front, outcome.trials, outcome.path)
 
 
 def search_targets(
@@ -105,20 +115,13 @@ def search_targets(
     The options are those of :func:`search`; ``on_step``, ``on_trial`` and ``on_warning`` are told of every target's.
     The outcome has each target's own front (``fronts``) and what was found of all files on all targets (``targets``).
     """
-    import warnings
-
-    from autoq.pipeline import Events
     from autoq.spec.job import load_job
     from autoq.targets import run_targets
 
     replaced = load_job(job, base_dir).overridden(
         trials=trials, time=time, tracking_uri=tracking_uri, seed=seed, polish=polish
     )
-    events = Events(
-        step=on_step,
-        trial=lambda trial, search: on_trial(trial),
-        warn=on_warning or (lambda text: warnings.warn(text, stacklevel=2)),
-    )
+    events = _events(on_step, on_trial, on_warning)
     return run_targets(replaced, out=out, resume=resume, ray=ray, workers=workers, force=force, events=events)
 
 
